@@ -1,0 +1,46 @@
+# The only front door. `make demo` and `make test` install what they need; both begin with `make setup`.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY   := .venv/bin/python
+BIN  := .venv/bin
+DESTDIR ?=
+LIBEXEC ?= /usr/libexec/carrel
+
+.PHONY: help setup venv native image demo test check bench install clean format
+
+help:           ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+setup:          ## everything that demo and test need: packages, virtual environment, C parts, an image
+	@scripts/setup
+
+venv:
+	@scripts/setup venv
+
+native: ## the C parts, into build/libexec
+	@$(MAKE) --no-print-directory -C guest BUILD=$(CURDIR)/build
+	@$(MAKE) --no-print-directory -C slurm BUILD=$(CURDIR)/build
+
+image: ## the Debian 12 image, its kernel and its initramfs
+	@$(BIN)/carrel image build debian12
+
+demo: setup     ## real jobs in real virtual machines on three nodes; KEEP=1 leaves a shell in the sandbox
+	@scripts/demo $(if $(KEEP),--keep)
+
+test: setup     ## all tests; the skips and their reasons are printed at the end
+	@scripts/test
+
+check:          ## format, lint, types, layers, C, fast tests: green at every commit
+	@scripts/check
+
+format:
+	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
+
+bench: setup    ## the benchmarks, printing their own figures
+	@$(PY) benchmarks/run.py $(ARGS)
+
+clean:          ## remove what was built; the virtual environment stays
+	rm -rf build

@@ -1,0 +1,136 @@
+"""Settings: one TOML file, the same on every node; each setting is declared once, here.
+
+An unknown key is an error. ``{node}`` in a path stands for the Slurm name of the node that reads it.
+A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`` (see ``driver_settings``).
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from carrel import paths
+from carrel.errors import CarrelError
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the configuration file."""
+
+
+class Slurm(Section):
+    bin_dir: str = "/usr/bin"
+    """Directory of ``srun``, ``squeue``, ``scontrol`` and the others on this host."""
+    conf: str = ""
+    """Path of ``slurm.conf``; empty: Slurm's own default, or ``SLURM_CONF`` of the environment."""
+
+
+class Guests(Section):
+    driver: str = "qemu"
+    """Driver used where ``--guest-driver`` is absent."""
+    per: Literal["job", "task"] = "job"
+    clone: Literal["full", "linked"] = "linked"
+    accelerator: Literal["kvm", "tcg", "auto"] = "kvm"
+    """``auto`` takes KVM where a guest really boots with it, else emulation, and says which it took."""
+    default_mounts: tuple[Literal["home", "workdir"], ...] = ("home", "workdir")
+    """Host directories mounted at their own paths in every guest, when they exist and are not system directories."""
+    memory_reserve_bytes: int = 96 * 2**20
+    """What is left of the job's memory for the emulator itself; the guest gets the rest."""
+    memory_min_bytes: int = 160 * 2**20
+    """A guest smaller than this does not boot; the job is refused."""
+    boot_timeout_s: float = 120.0
+    stop_timeout_s: float = 10.0
+    """How long an epilog waits for its guest to be gone."""
+    console_bytes: int = 1 * 2**20
+    """How much of a guest's console is kept."""
+    map_dir: str = "/var/spool/carrel/maps"
+    """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
+
+
+class Images(Section):
+    store: str = ""
+    """Directory of images; empty: ``/var/lib/carrel/images``, or ``build/images`` of a source checkout."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.store) if self.store else paths.image_store()
+
+
+class Node(Section):
+    dir: str = "/var/spool/carrel/{node}"
+    """A node's own directory: the socket of carreld, and a directory per guest. On a disk, not in memory."""
+    sweep_period_s: float = 2.0
+    report_period_s: float = 30.0
+
+    def path(self, node: str) -> Path:
+        return Path(self.dir.replace("{node}", node))
+
+
+class Controller(Section):
+    listen: str = "unix:/run/carrel/carrelctld.sock"
+    """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
+    munge_socket: str = ""
+    """Munge's socket; empty: munge's own default."""
+
+
+class Config(Section):
+    slurm: Slurm = Slurm()
+    guests: Guests = Guests()
+    images: Images = Images()
+    node: Node = Node()
+    controller: Controller = Controller()
+    drivers: dict[str, dict[str, Any]] = {}
+
+    source: str = ""
+    """The file that these settings came from; empty when all are defaults. Not a setting."""
+
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def load(path: Path | None = None) -> Config:
+    """Read the configuration; all defaults where there is no file.
+
+    Raises:
+        CarrelError: the file cannot be read, is not TOML, or has an unknown key or a wrong type.
+    """
+    path = path or paths.config_file()
+    if path is None:
+        return Config()
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise CarrelError(f"{path}: {error.strerror}; is it readable by you?") from error
+    except tomllib.TOMLDecodeError as error:
+        raise CarrelError(f"{path}: not TOML: {error}") from error
+    if "source" in raw:
+        raise CarrelError(f"{path}: unknown key source")
+    return msgspec.structs.replace(_convert(raw, Config, where=str(path)), source=str(path))
+
+
+def driver_settings(config: Config, name: str, struct: type[_S]) -> _S:
+    """Decode ``[drivers.<name>]`` into the driver's own struct; its defaults where the table is absent."""
+    where = f"{config.source or 'defaults'}: drivers.{name}"
+    return _convert(config.drivers.get(name, {}), struct, where=where)
+
+
+def _convert(raw: dict[str, Any], struct: type[_S], *, where: str) -> _S:
+    _refuse_unknown(raw, struct, where=where, prefix="")
+    try:
+        return msgspec.convert(raw, struct)
+    except msgspec.ValidationError as error:
+        raise CarrelError(f"{where}: {str(error).replace('`', '')}") from error
+
+
+def _refuse_unknown(raw: dict[str, Any], struct: type[msgspec.Struct], *, where: str, prefix: str) -> None:
+    """The message of msgspec names no neighbour; a mistyped key deserves its correction."""
+    known = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {prefix}{near[0]}?)" if near else f"; known: {', '.join(sorted(known))}"
+            raise CarrelError(f"{where}: unknown key {prefix}{key}{hint}")
+        inner = known[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _refuse_unknown(value, inner, where=where, prefix=f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Loops and sockets around the decisions of ``carrel.core``. No policy here."""

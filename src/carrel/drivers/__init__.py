@@ -1,0 +1,1 @@
+"""Drivers: one kind of guest each. They never import each other."""

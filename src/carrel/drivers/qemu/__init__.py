@@ -1,0 +1,1 @@
+"""QEMU, driven directly: no daemon of another project owns the truth about our guests."""

@@ -1,0 +1,47 @@
+"""What can go wrong, and what the command line then exits with.
+
+::
+
+    CarrelError            exit 1   anything a person should read as one sentence
+    ├── UsageError         exit 2   the request itself is malformed
+    ├── NotFoundError      exit 3   no such image, guest, job, node
+    ├── RefusedError       exit 4   understood, and not allowed or not possible here
+    │   └── NodeFaultError exit 4   the node is at fault, not the request: drain it, requeue the job
+    └── UnreachableError   exit 5   a daemon or Slurm did not answer: *cannot tell*
+
+A message is one line, lower case, without a full stop: the thing, the value, the next step.
+"""
+
+
+class CarrelError(Exception):
+    """A sentence for a person; subclasses only choose the exit code."""
+
+    exit_code = 1
+
+
+class UsageError(CarrelError):
+    """The request is malformed."""
+
+    exit_code = 2
+
+
+class NotFoundError(CarrelError):
+    """What was named does not exist."""
+
+    exit_code = 3
+
+
+class RefusedError(CarrelError):
+    """Understood, and not possible: the request is at fault."""
+
+    exit_code = 4
+
+
+class NodeFaultError(RefusedError):
+    """Understood, and not possible here: this node is at fault, another may do it."""
+
+
+class UnreachableError(CarrelError):
+    """Nobody answered, so nothing is known. Never a reason to destroy."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""Nouns: frozen structs without behaviour beyond what their own fields say."""

@@ -1,0 +1,42 @@
+"""What a node tells the controller: its whole state each time, so that a lost report costs nothing."""
+
+import msgspec
+
+from carrel.model.guest import Guest
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the journal, for people. Nothing is decided from it."""
+
+    time_s: float
+    node: str
+    what: str
+    """Short and stable, to search for: ``guest-ready``, ``guest-down``, ``task-entered``, ``refused`` …"""
+    text: str
+    job_id: int = 0
+    guest: str = ""
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node can do, and if it cannot carry guests, why."""
+
+    node: str
+    version: str
+    started_s: float
+    accelerator: str = ""
+    """``kvm``, ``tcg``, or empty: not known yet."""
+    accelerator_why: str = ""
+    faults: tuple[str, ...] = ()
+    """Sentences; empty: this node can run guests."""
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that carreld knows, every time."""
+
+    facts: NodeFacts
+    guests: tuple[Guest, ...] = ()
+    events: tuple[Event, ...] = ()
+    """Events since the last report that was taken."""
+    consoles: dict[str, str] = {}
+    """Last 16 KiB of the console of guests that went down or are starting, by guest name."""
+    sent_s: float = 0.0

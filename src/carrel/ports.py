@@ -1,0 +1,83 @@
+"""The whole extension surface: what Carrel asks of a driver and of a scheduler.
+
+A driver is loaded from the entry-point group ``carrel.drivers``; ours take the same road as a stranger's.
+``carrel.testing.DriverContract`` tells its author whether it is right.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from carrel.model.guest import Counters, Entry, Guest, GuestSpec
+from carrel.model.job import Job
+
+
+class Driver(Protocol):
+    """Makes and unmakes guests on one node. Every method may be called twice, and by two processes in turn."""
+
+    async def guests(self) -> Sequence[Guest]:
+        """Return all guests that exist on this node, known to us or not, also those left by an earlier process."""
+        ...
+
+    async def ensure(self, spec: GuestSpec) -> Guest:
+        """Return the guest, ready to enter; make it first if it is absent.
+
+        A second call, also a concurrent one, returns the same guest. Cancelling the call may leave a guest
+        that is starting; ``guests`` lists it and ``destroy`` removes it.
+
+        Raises:
+            RefusedError: the request cannot be met; the user reads the sentence.
+            NodeFaultError: this node cannot; another might.
+        """
+        ...
+
+    async def destroy(self, name: str) -> None:
+        """Leave nothing of the guest: process, disk, sockets, cgroup, mounts. Absent before is fine."""
+        ...
+
+    async def enter(self, name: str, port: str) -> Entry:
+        """Return a way in for one task. ``port`` is unique among the guest's living tasks.
+
+        The caller owns the descriptor of an ``Agent`` entry. When its other end closes, all that the task
+        started in the guest is killed.
+
+        Raises:
+            NotFoundError: there is no such guest.
+            RefusedError: it is down; the sentence says why.
+        """
+        ...
+
+    async def suspend(self, name: str, *, suspended: bool) -> None:
+        """Stop the guest's CPUs, or let them run on with the clock set right. A second call changes nothing."""
+        ...
+
+    async def read(self, name: str) -> Counters:
+        """Return what the guest used so far; counters that cannot be read are absent."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Slurm, as far as a daemon needs it. A look that fails raises; it never answers *none*."""
+
+    async def jobs(self) -> Sequence[Job]:
+        """Return the jobs that Slurm knows and has not finished with, seen from this node.
+
+        Raises:
+            UnreachableError: Slurm did not answer: nothing is known.
+        """
+        ...
+
+    async def job(self, job_id: int) -> Job | None:
+        """Return one job with its CPUs and memory on this node; None: Slurm answered and has no such job.
+
+        Raises:
+            UnreachableError: Slurm did not answer.
+        """
+        ...
+
+    async def drain(self, node: str, reason: str) -> None:
+        """Take the node out of scheduling with one sentence. A second call changes nothing."""
+        ...
+
+    async def requeue(self, job_id: int) -> None:
+        """Give the job back to the queue, as the node's fault and not its own."""
+        ...

@@ -1,0 +1,91 @@
+"""The one way to start a command: a list, never a shell, with a bound on time; on failure, the line to paste."""
+
+import asyncio
+import os
+import shlex
+import subprocess  # the one place that may: everything else starts commands through this module
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from carrel.errors import CarrelError
+
+
+class CommandError(CarrelError):
+    """A command failed. ``status`` is its exit status (negative: a signal), ``stderr`` what it said."""
+
+    def __init__(self, command: Sequence[str], *, status: int, stderr: str) -> None:
+        """Make the sentence: what failed, how, its last line, and how to run it again."""
+        self.status = status
+        self.stderr = stderr
+        last = stderr.strip().splitlines()[-1:] or ["(it said nothing)"]
+        super().__init__(f"{command[0]} exited with {status}: {last[0]}; to repeat: {shlex.join(command)}")
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    timeout_s: float = 60.0,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+) -> str:
+    """Run ``command`` to its end and return its standard output.
+
+    Args:
+        command: The command and its arguments.
+        timeout_s: The command is killed after this many seconds.
+        env: Variables added to this process's environment.
+        cwd: Directory to run it in.
+        stdin: Text for its standard input; nothing by default.
+
+    Raises:
+        CommandError: it is missing, exited with a status other than 0, or ran out of time.
+    """
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CommandError(words, status=127, stderr=f"{error.filename}: not found; is it installed?") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(words, status=-9, stderr=f"not done after {timeout_s:g} s") from error
+    if done.returncode != 0:
+        raise CommandError(words, status=done.returncode, stderr=done.stderr or done.stdout)
+    return done.stdout
+
+
+async def run_async(
+    command: Sequence[str | Path], *, timeout_s: float = 60.0, env: Mapping[str, str] | None = None
+) -> str:
+    """Do what ``run`` does without blocking the loop."""
+    words = [str(word) for word in command]
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+        )
+    except FileNotFoundError as error:
+        raise CommandError(words, status=127, stderr=f"{error.filename}: not found; is it installed?") from error
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await child.communicate()
+    except TimeoutError as error:
+        child.kill()
+        await child.wait()
+        raise CommandError(words, status=-9, stderr=f"not done after {timeout_s:g} s") from error
+    if child.returncode != 0:
+        text = (err or out).decode(errors="replace")
+        raise CommandError(words, status=child.returncode or 0, stderr=text)
+    return out.decode(errors="replace")

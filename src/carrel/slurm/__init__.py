@@ -1,0 +1,1 @@
+"""Slurm: asking it, and reading what it says. Differences between its versions stay here."""
