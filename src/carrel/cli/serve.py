@@ -1,0 +1,24 @@
+"""``carrel serve``: run a daemon in the foreground. Whoever starts it (systemd, the sandbox) watches it."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+app = App(name="serve", help="The daemons.")
+
+
+@app.command
+def node(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -> None:
+    """Run carreld, the daemon of one node: makes and unmakes its guests. Needs root."""
+    # Each daemon is imported only where it runs: the controller's libraries are absent on a node.
+    from carrel.daemons import node as daemon  # noqa: PLC0415
+
+    daemon.main(node)
+
+
+@app.command
+def controller() -> None:
+    """Run carrelctld, the cluster's daemon: collects what the nodes report, for the CLI and REST."""
+    from carrel.daemons import controller as daemon  # noqa: PLC0415
+
+    daemon.main()
