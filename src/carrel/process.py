@@ -82,9 +82,12 @@ async def run_async(
         async with asyncio.timeout(timeout_s):
             out, err = await child.communicate()
     except TimeoutError as error:
-        child.kill()
-        await child.wait()
         raise CommandError(words, status=-9, stderr=f"not done after {timeout_s:g} s") from error
+    finally:
+        # Also when the caller was cancelled: nobody else would end the command.
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
     if child.returncode != 0:
         text = (err or out).decode(errors="replace")
         raise CommandError(words, status=child.returncode or 0, stderr=text)

@@ -1,0 +1,253 @@
+"""Slurm through its own commands, as text: cheap for a cluster of any size, and the same in every release.
+
+A user chooses a job's name, account and comment, line ends included, so a line of ``squeue`` or a word of
+``scontrol`` can be forged by whoever submits. What decides anything is therefore read only from fields that no
+user writes (numbers, states, node names); what users write is fetched apart and only shown.
+
+Every question has three answers: here it is, Slurm has none, and ``UnreachableError``: cannot tell.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from carrel import process
+from carrel.config import Slurm
+from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.job import Job, JobKey, JobState
+from carrel.process import CommandError
+from carrel.slurm import hostlist
+
+ANSWER_TIMEOUT_S = 10.0
+"""How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
+
+_SEPARATOR = "|"
+_SAFE_FIELDS = (
+    *("JobID", "UserID", "GroupID", "State", "RestartCnt", "SubmitTime", "TimeLimit", "PriorityLong"),
+    *("NodeList", "UserName", "Partition"),
+)
+"""No user can write into these, so a line of them cannot be forged."""
+
+_EPOCH = {"SLURM_TIME_FORMAT": "%s"}
+"""Times as seconds since the epoch, whatever the time zone (squeue and scontrol, since 2.6)."""
+
+_NO_SUCH_JOB = "Invalid job id specified"
+_LIVING: dict[str, JobState] = {
+    "PENDING": "pending",
+    "CONFIGURING": "running",
+    "RUNNING": "running",
+    "RESIZING": "running",
+    "SIGNALING": "running",
+    "STAGE_OUT": "running",
+    "STOPPED": "suspended",
+    "SUSPENDED": "suspended",
+    "REQUEUED": "pending",
+    "REQUEUE_FED": "pending",
+    "REQUEUE_HOLD": "held",
+    "RESV_DEL_HOLD": "held",
+    "SPECIAL_EXIT": "held",
+}
+"""Slurm's states in which a run goes on or will. All others mean that it has ended, COMPLETING among them."""
+
+_HERE = re.compile(r"\bNodes=(\S+) CPU_IDs=([\d,-]*) Mem=(\d+) GRES=")
+
+
+class SlurmClient:
+    """``ports.Scheduler`` on a real Slurm, seen from ``node``, or from the whole cluster where that is None."""
+
+    def __init__(self, slurm: Slurm, node: str | None = None) -> None:
+        """Ask nothing yet: Slurm may come up after us."""
+        self._slurm = slurm
+        self._node = node
+        self._cluster = ""
+
+    async def jobs(self) -> Sequence[Job]:
+        """Return the jobs that Slurm has not finished with: pending to completing; on this node, where one is given.
+
+        A job that is completing is ``ended`` with ``slurm_state`` COMPLETING: its processes may still be running,
+        until the epilog of this node has run.
+        """
+        where = ["-w", self._node] if self._node else []
+        text = await self._ask("squeue", "-h", "-a", "-t", "all", *where, "-O", _format(_SAFE_FIELDS))
+        cluster = await self.cluster()
+        jobs = (_job(line, cluster) for line in text.splitlines())
+        return [job for job in jobs if job.state != "ended" or job.slurm_state == "COMPLETING"]
+
+    async def job(self, job_id: int) -> Job | None:
+        """Return one job, an ended one while Slurm keeps it; with a node, also its CPUs and memory there."""
+        cluster = await self.cluster()
+        answers = await asyncio.gather(
+            self._ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", _format(_SAFE_FIELDS)),
+            self._ask("scontrol", "show", "job", "-d", "-o", str(job_id)),
+            return_exceptions=True,  # both are let end: a cancelled one would leave its process behind
+        )
+        if any(isinstance(answer, _NoSuchJobError) for answer in answers):
+            return None
+        lines, details = (_text(answer) for answer in answers)
+        jobs = (_job(line, cluster) for line in lines.splitlines())
+        found = next((job for job in jobs if job.key.job_id == job_id), None)
+        if found is None or self._node is None or found.state not in ("running", "suspended"):
+            return found
+        cpus, memory_bytes = _allocated(details, self._node, job_id)
+        return msgspec.structs.replace(found, cpus=cpus, memory_bytes=memory_bytes)
+
+    async def described(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return ``jobs`` with names and accounts, for people: users write these, so nothing is decided on them."""
+        if not jobs:
+            return jobs
+        ids = ",".join(str(job.key.job_id) for job in jobs) if len(jobs) <= 10 else ""
+        only = ["-j", ids] if ids else []
+        try:
+            text = await self._ask("squeue", "-h", "-a", "-t", "all", *only, "-o", f"%A{_SEPARATOR}%a{_SEPARATOR}%j")
+        except _NoSuchJobError:
+            return jobs
+        words = {int(line[0]): (line[1], line[2]) for line in _split(text) if line[0].isdigit()}
+        return [
+            msgspec.structs.replace(job, account=words[job.key.job_id][0], name=words[job.key.job_id][1])
+            if job.key.job_id in words
+            else job
+            for job in jobs
+        ]
+
+    async def drain(self, node: str, reason: str) -> None:
+        """Take the node out of scheduling. Already out, by us or an administrator: its reason stays as it is."""
+        state = await self._ask("sinfo", "-h", "-a", "-N", "-n", node, "-o", "%T")
+        if "drain" not in state:
+            await self._ask("scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}")
+
+    async def requeue(self, job_id: int) -> None:
+        """Give the job back to the queue; a job that waits, or is gone, is left alone.
+
+        Raises:
+            RefusedError: it may not be requeued: interactive, or submitted with --no-requeue.
+        """
+        try:
+            await self._ask("scontrol", "requeue", str(job_id))
+        except _NoSuchJobError:
+            return
+        except UnreachableError as error:
+            said = str(error)
+            if "pending execution" in said or "already" in said:
+                return
+            if "disabled" in said or "batch jobs" in said:
+                raise RefusedError(f"job {job_id}: Slurm does not requeue it (interactive, or --no-requeue)") from error
+            raise
+
+    async def addresses(self) -> dict[str, str]:
+        """Return each node's address as Slurm uses it (``NodeAddr``)."""
+        text = await self._ask("sinfo", "-h", "-a", "-N", "-O", _format(("NodeList", "NodeAddr")))
+        return dict(line.split(_SEPARATOR)[:2] for line in text.splitlines() if _SEPARATOR in line)
+
+    async def settings(self) -> dict[str, str]:
+        """Return Slurm's configuration in force: ``scontrol show config``."""
+        text = await self._ask("scontrol", "show", "config")
+        pairs = (line.partition("=") for line in text.splitlines())
+        return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+    async def cluster(self) -> str:
+        """Return the cluster's name; asked once, as it never changes while a slurmctld lives."""
+        if not self._cluster:
+            self._cluster = (await self.settings()).get("ClusterName", "")
+        return self._cluster
+
+    @cached_property
+    def _env(self) -> dict[str, str]:
+        return _EPOCH | ({"SLURM_CONF": self._slurm.conf} if self._slurm.conf else {})
+
+    async def _ask(self, *words: str) -> str:
+        command = [str(Path(self._slurm.bin_dir) / words[0]), *words[1:]]
+        try:
+            return await process.run_async(command, timeout_s=ANSWER_TIMEOUT_S, env=self._env)
+        except CommandError as error:
+            if _NO_SUCH_JOB in error.stderr:
+                raise _NoSuchJobError(str(error)) from error
+            raise UnreachableError(f"slurm did not answer: {error}") from error
+
+
+class _NoSuchJobError(CarrelError):
+    """Slurm answered: it has no such job."""
+
+
+def _text(answer: str | BaseException) -> str:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _format(fields: Sequence[str]) -> str:
+    """A suffix in place of a width keeps squeue from cutting the field at 20 characters."""
+    return ",".join(f"{field}:{_SEPARATOR}" for field in fields)
+
+
+def _split(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        words = line.split(_SEPARATOR, 2)
+        if len(words) == 3:
+            yield words
+
+
+def _job(line: str, cluster: str) -> Job:
+    words = line.split(_SEPARATOR)
+    if len(words) != len(_SAFE_FIELDS) + 1:
+        raise UnreachableError(
+            f"squeue answered {line!r}, not {len(_SAFE_FIELDS)} fields; is it from Slurm 22.05 or later?"
+        )
+    fields = dict(zip(_SAFE_FIELDS, words, strict=False))
+    return Job(
+        key=JobKey(
+            cluster=cluster,
+            job_id=int(fields["JobID"]),
+            submit_s=int(fields["SubmitTime"]),
+            restart=int(fields["RestartCnt"]),
+        ),
+        state=_state(fields["State"], int(fields["PriorityLong"])),
+        user=fields["UserName"],
+        uid=int(fields["UserID"]),
+        gid=int(fields["GroupID"]),
+        partition=fields["Partition"],
+        nodes=hostlist.expand(fields["NodeList"]),
+        time_limit_s=_seconds(fields["TimeLimit"]),
+        slurm_state=fields["State"],
+    )
+
+
+def _state(word: str, priority: int) -> JobState:
+    state = _LIVING.get(word, "ended")
+    if state == "pending" and priority == 0:
+        return "held"
+    return state
+
+
+def _seconds(limit: str) -> int | None:
+    """Read ``days-hours:minutes:seconds``, shorter where the days or hours are 0; None: no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _allocated(details: str, node: str, job_id: int) -> tuple[int, int]:
+    """Return (CPUs, bytes of memory) on ``node`` from ``scontrol show job -d``; memory 0: not limited.
+
+    Slurm names each node once. A second line for ours was written by the user, into the job's name or such, and
+    which of the two is Slurm's cannot be told.
+    """
+    lines = [match for match in _HERE.finditer(details) if node in hostlist.expand(match[1])]
+    if len(lines) > 1:
+        raise RefusedError(
+            f"job {job_id}: its name, account or comment imitates Slurm's output (Nodes=… CPU_IDs=…); rename it"
+        )
+    if not lines:
+        return 0, 0
+    cpus = sum(_count(item) for item in lines[0][2].split(",") if item)
+    return cpus, int(lines[0][3]) * 2**20
+
+
+def _count(item: str) -> int:
+    first, _, last = item.partition("-")
+    return int(last or first) - int(first) + 1
