@@ -24,6 +24,8 @@ class Slurm(Section):
     """Directory of ``srun``, ``squeue``, ``scontrol`` and the others on this host."""
     conf: str = ""
     """Path of ``slurm.conf``; empty: Slurm's own default, or ``SLURM_CONF`` of the environment."""
+    spool_dir: str = "/var/spool/slurmd"
+    """``SlurmdSpoolDir``; its step sockets tell carrel-guard that a job is gone while carreld is dead."""
 
 
 class Guests(Section):

@@ -5,10 +5,56 @@ A driver is loaded from the entry-point group ``carrel.drivers``; ours take the 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, Self
 
+import msgspec
+
+from carrel.config import Config
 from carrel.model.guest import Counters, Entry, Guest, GuestSpec
+from carrel.model.image import ImageFiles, KernelFiles
 from carrel.model.job import Job
+
+
+class ImageSource(Protocol):
+    """The image store, as far as a driver needs it."""
+
+    def files(self, name: str) -> ImageFiles:
+        """Return the image of this name or hash.
+
+        Raises:
+            NotFoundError: there is none; the sentence names the known ones.
+        """
+        ...
+
+    def kernel(self) -> KernelFiles:
+        """Return the kernel that guests boot. May take seconds the first time.
+
+        Raises:
+            NodeFaultError: there is none and none can be had.
+        """
+        ...
+
+
+class DriverContext(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a driver works and what it may use."""
+
+    config: Config
+    node: str
+    directory: Path
+    """For the driver alone: a directory per guest goes here."""
+    lock: Path
+    """Locked (``flock``, exclusive) for as long as carreld lives."""
+    images: ImageSource
+
+
+class LoadedDriver(Protocol):
+    """What an entry point of the group ``carrel.drivers`` names: a class that makes itself from its context."""
+
+    @classmethod
+    def from_context(cls, context: DriverContext) -> Self:
+        """Return a driver. Guests of an earlier one are found by looking."""
+        ...
 
 
 class Driver(Protocol):

@@ -1,11 +1,18 @@
-"""The one way to start a command: a list, never a shell, with a bound on time; on failure, the line to paste."""
+"""The one way to start a command: a list, never a shell, with a bound on time; on failure, the line to paste.
+
+And processes of others, named so that a later one of the same number is never taken for them.
+"""
 
 import asyncio
+import contextlib
 import os
 import shlex
+import signal
 import subprocess  # the one place that may: everything else starts commands through this module
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from carrel.errors import CarrelError
 
@@ -92,3 +99,39 @@ async def run_async(
         text = (err or out).decode(errors="replace")
         raise CommandError(words, status=child.returncode or 0, stderr=text)
     return out.decode(errors="replace")
+
+
+class Pid(msgspec.Struct, frozen=True):
+    """A process that cannot be mistaken for a later one of the same number."""
+
+    number: int
+    start: int
+    """Field 22 of ``/proc/PID/stat``, in clock ticks since boot."""
+
+    @property
+    def alive(self) -> bool:
+        state = process_state(self.number)
+        return state is not None and state[0] != "Z" and state[1] == self.start
+
+    def kill(self, signal_number: int) -> None:
+        """Send a signal; nothing happens where the process is gone."""
+        try:
+            descriptor = os.pidfd_open(self.number)
+        except OSError:
+            return
+        try:
+            if self.alive:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal_number)
+        finally:
+            os.close(descriptor)
+
+
+def process_state(pid: int) -> tuple[str, int] | None:
+    """Return (state letter, start time in ticks) of a process, or None when there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # a command's name may itself hold a parenthesis
+    return fields[0], int(fields[19])

@@ -66,6 +66,10 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Lines for the guest's /etc/passwd, in its format."""
     group: tuple[str, ...] = ()
     """Lines for the guest's /etc/group."""
+    job_cgroups: tuple[str, ...] = ()
+    """The job's directories in the cgroup hierarchies that count or limit it; the guest's go below."""
+    job_freezer: str = ""
+    """The job's directory in the freezer hierarchy, which vanishes with the job; empty: Slurm uses no cgroups."""
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +105,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is down, as a sentence for the user."""
     console: str = ""
     """Path of the console log on its node."""
+    end_file: str = ""
+    """Path of the file on its node that says why the guest is gone, once it is."""
     tasks: int = 0
     """Tasks inside right now."""
 

@@ -1,0 +1,351 @@
+"""The qemu driver: guests as QEMU processes that belong to their jobs.
+
+The driver remembers nothing that is not in a guest's directory, so a new one adopts every guest. QEMU runs as the
+job's user under carrel-guard, which outlives carreld; running tasks talk to QEMU directly and notice nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from carrel import config
+from carrel.drivers.qemu import accelerator, cgroups, launch
+from carrel.drivers.qemu.control import Control
+from carrel.drivers.qemu.files import GuestDirectory, Record
+from carrel.drivers.qemu.monitor import Monitor
+from carrel.drivers.qemu.settings import Settings
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
+from carrel.ports import DriverContext
+from carrel.process import Pid, process_state
+
+NAME = "qemu"
+WATCH_PERIOD_S = 0.05
+DESTROY_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+
+
+class QemuDriver:
+    """Implements ``carrel.ports.Driver``."""
+
+    def __init__(self, context: DriverContext) -> None:
+        """Work in ``context.directory``, which is made if it is absent."""
+        self._context = context
+        self._settings = config.driver_settings(context.config, NAME, Settings)
+        self._starting: dict[str, asyncio.Task[Guest]] = {}
+        self._monitors: dict[str, Monitor] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._guards: list[launch.Guard] = []
+        context.directory.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_context(cls, context: DriverContext) -> Self:
+        return cls(context)
+
+    # -- the verbs ---------------------------------------------------------------------------------------------
+
+    async def guests(self) -> Sequence[Guest]:
+        self._guards = [guard for guard in self._guards if guard.poll() is None]  # reaps the dead
+        return [self._look(GuestDirectory(path)) for path in sorted(self._context.directory.iterdir())]
+
+    async def ensure(self, spec: GuestSpec) -> Guest:
+        task = self._starting.get(spec.name)
+        if task is None:
+            task = asyncio.ensure_future(self._ensure(spec))
+            self._starting[spec.name] = task
+            task.add_done_callback(lambda _: self._starting.pop(spec.name, None))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
+
+    async def destroy(self, name: str) -> None:
+        if task := self._starting.pop(name, None):
+            task.cancel()
+            await asyncio.wait([task])
+        if monitor := self._monitors.pop(name, None):
+            await monitor.close()
+        directory = self._directory(name)
+        if not directory.path.exists():
+            return
+        await self._end_processes(directory)
+        if record := directory.read():
+            cgroups.remove(record.spec.job_cgroups, launch.cgroup_name(record.spec))
+        await asyncio.to_thread(directory.remove)
+
+    async def enter(self, name: str, port: str) -> Entry:
+        directory = self._directory(name)
+        if not directory.path.exists():
+            raise NotFoundError(f"no guest {name} on this node; see: carrel guest list")
+        if ended := directory.end():
+            raise RefusedError(ended[1])
+        monitor = await self._monitor(directory)
+        return Agent(fd=await monitor.add_port(port))
+
+    async def suspend(self, name: str, *, suspended: bool) -> None:
+        directory = self._directory(name)
+        monitor = await self._monitor(directory)
+        if suspended == await monitor.stopped():
+            return
+        if suspended:
+            await monitor.stop()
+            return
+        await monitor.cont()
+        control = await self._control(directory)
+        try:
+            await control.ask(
+                {"verb": "clock", "clock_ns": str(time.time_ns())}, answer="ready", timeout_s=ANSWER_TIMEOUT_S
+            )
+        finally:
+            control.close()
+
+    async def read(self, name: str) -> Counters:
+        directory = self._directory(name)
+        qemu = directory.pids().get("qemu")
+        if qemu is None or not qemu.alive:
+            return Counters()
+        return _counters(qemu.number)
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def _directory(self, name: str) -> GuestDirectory:
+        return GuestDirectory(self._context.directory / name)
+
+    def _look(self, directory: GuestDirectory) -> Guest:
+        record = directory.read()
+        if record is None:
+            return Guest(name=directory.name, node=self._context.node, driver=NAME, state="down")
+        spec, pids, ended = record.spec, directory.pids(), directory.end()
+        qemu = pids.get("qemu")
+        state, reason = "starting", ""
+        if ended or (qemu and not qemu.alive):
+            state, reason = "down", ended[1] if ended else "qemu is gone, and its guard with it"
+        elif record.ready_s is not None:
+            state = "ready"
+        return Guest(
+            name=spec.name,
+            node=spec.node,
+            driver=NAME,
+            state=state,  # type: ignore[arg-type]
+            run=spec.run,
+            image_name=spec.image_name,
+            image=spec.image,
+            per=spec.per,
+            clone=spec.clone,
+            step=spec.step,
+            task=spec.task,
+            slot=spec.slot,
+            cpus=spec.cpus,
+            memory_bytes=spec.memory_bytes,
+            uid=spec.uid,
+            user=spec.user,
+            host_name=spec.host_name,
+            kernel=record.kernel,
+            accelerator=record.accelerator,
+            accelerator_why=record.accelerator_why,
+            pid=qemu.number if qemu else 0,
+            started_s=record.started_s,
+            ready_s=record.ready_s,
+            reason=reason,
+            console=str(directory.console),
+            end_file=str(directory.end_file),
+        )
+
+    # -- starting ----------------------------------------------------------------------------------------------
+
+    async def _ensure(self, spec: GuestSpec) -> Guest:
+        directory = self._directory(spec.name)
+        record = directory.read()
+        try:
+            async with asyncio.timeout(spec.boot_timeout_s):
+                if record is None:
+                    record = await self._start(directory, spec)
+                elif ended := directory.end():
+                    raise RefusedError(ended[1])
+                if record.ready_s is None:
+                    record = await self._introduce(directory, record)
+        except TimeoutError as error:
+            sentence = _why_not_ready(directory, spec)
+            await self._end_processes(directory)
+            raise RefusedError(sentence) from error
+        except UnreachableError as error:
+            raise RefusedError(await self._why_gone(directory, spec, error)) from error
+        return self._look(directory)
+
+    async def _start(self, directory: GuestDirectory, spec: GuestSpec) -> Record:
+        image = self._context.images.files(spec.image)
+        if not image.has_shell:
+            raise RefusedError(
+                f"image {image.name} has no /bin/sh, so no command can run in it; see: carrel image show"
+            )
+        kernel = await asyncio.to_thread(self._context.images.kernel)
+        kind, why = await accelerator.choose(self._context, self._settings)
+        await self._end_processes(directory)
+        directory.remove()  # what a carreld left that was killed before it had written whose guest this is
+        directory.make()
+        record = Record(spec=spec, accelerator=kind, accelerator_why=why, started_s=time.time())
+        directory.write(record)
+        guard = await asyncio.to_thread(
+            launch.start,
+            self._context,
+            self._settings,
+            directory,
+            record,
+            image=image,
+            kernel=kernel,
+        )
+        self._guards.append(guard)
+        await self._running(directory, guard)
+        return record
+
+    async def _running(self, directory: GuestDirectory, guard: launch.Guard) -> None:
+        """Wait until the guard has written down its processes, or ended with a sentence."""
+        while "qemu" not in directory.pids():
+            if guard.poll() is not None:
+                said = directory.end()
+                raise RefusedError(said[1] if said else directory.guard_log() or "carrel-guard ended at once")
+            await asyncio.sleep(WATCH_PERIOD_S / 10)
+
+    async def _introduce(self, directory: GuestDirectory, record: Record) -> Record:
+        """Wait for the agent, and tell it who it is."""
+        control = await self._control(directory)
+        try:
+            gone = asyncio.ensure_future(self._gone(directory))
+            talk = asyncio.ensure_future(self._converse(control, record.spec))
+            try:
+                await asyncio.wait([gone, talk], return_when=asyncio.FIRST_COMPLETED)
+                if not talk.done():
+                    raise UnreachableError("qemu ended")
+                kernel = await talk
+            finally:
+                gone.cancel()
+                talk.cancel()
+        finally:
+            control.close()
+        ready = msgspec.structs.replace(record, kernel=kernel, ready_s=time.time())
+        directory.write(ready)
+        return ready
+
+    async def _converse(self, control: Control, spec: GuestSpec) -> str:
+        hello = await control.hello()
+        await control.ask(identity(spec), answer="ready", timeout_s=spec.boot_timeout_s)
+        return hello.get("kernel")
+
+    async def _gone(self, directory: GuestDirectory) -> None:
+        while directory.end() is None and all(pid.alive for pid in directory.pids().values()):  # noqa: ASYNC110  # a file
+            await asyncio.sleep(WATCH_PERIOD_S)
+
+    async def _control(self, directory: GuestDirectory) -> Control:
+        with directory.short() as short:
+            return await Control.connect(short / "control.sock")
+
+    async def _monitor(self, directory: GuestDirectory) -> Monitor:
+        lock = self._locks.setdefault(directory.name, asyncio.Lock())
+        async with lock:
+            monitor = self._monitors.get(directory.name)
+            if monitor is None or not monitor.connected:
+                with directory.short() as short:
+                    monitor = await Monitor.connect(short / "qmp.sock")
+                self._monitors[directory.name] = monitor
+            return monitor
+
+    # -- ending ------------------------------------------------------------------------------------------------
+
+    async def _end_processes(self, directory: GuestDirectory) -> None:
+        """End the guard, which ends QEMU; where it does not, end both."""
+        pids = directory.pids() or _unwritten(directory)
+        if guard := pids.get("guard"):
+            guard.kill(signal.SIGTERM)
+        deadline = time.monotonic() + DESTROY_TIMEOUT_S
+        while any(pid.alive for pid in pids.values()):
+            self._guards = [guard for guard in self._guards if guard.poll() is None]
+            if time.monotonic() > deadline or ("guard" in pids and not pids["guard"].alive):
+                for pid in pids.values():
+                    pid.kill(signal.SIGKILL)
+            if time.monotonic() > deadline + DESTROY_TIMEOUT_S:
+                raise CarrelError(f"guest {directory.name}: processes {[p.number for p in pids.values()]} do not end")
+            await asyncio.sleep(WATCH_PERIOD_S / 5)
+
+    async def _why_gone(self, directory: GuestDirectory, spec: GuestSpec, error: CarrelError) -> str:
+        """Return the sentence for a guest that ended while it started. The guard writes it a moment after QEMU went."""
+        for _ in range(40):
+            if ended := directory.end():
+                panic = _panic(directory)
+                return f"guest of image {spec.image_name}: {panic or ended[1]}; {_see(spec)}"
+            await asyncio.sleep(WATCH_PERIOD_S)
+        return f"guest of image {spec.image_name}: {error}; {_see(spec)}"
+
+
+def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:
+    """Return what the agent is told: who the guest is and for whom it is."""
+    return {
+        "verb": "identity",
+        "host_name": spec.host_name,
+        "machine_id": secrets.token_hex(16),
+        "boot_id": str(uuid.uuid4()),
+        "clock_ns": str(time.time_ns()),
+        "entropy": secrets.token_hex(64),
+        "passwd": spec.passwd,
+        "group": spec.group,
+        "mount": [
+            f"{index}:{'ro' if mount.read_only else 'rw'}:{mount.target}" for index, mount in enumerate(spec.mounts)
+        ],
+        "home": spec.home,
+        "uid": str(spec.uid),
+        "gid": str(spec.gid),
+    }
+
+
+def _why_not_ready(directory: GuestDirectory, spec: GuestSpec) -> str:
+    what = _panic(directory) or f"guest not ready after {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
+    return f"{what}; {_see(spec)}"
+
+
+def _see(spec: GuestSpec) -> str:
+    return f"see: carrel guest console {spec.run.job_id}"
+
+
+def _panic(directory: GuestDirectory) -> str:
+    """Return the kernel's last words, where it panicked."""
+    with contextlib.suppress(OSError):
+        for line in directory.console.read_text(errors="replace").splitlines():
+            _, found, words = line.partition("Kernel panic - not syncing: ")
+            if found:
+                return f"its kernel panicked: {words.strip()}"
+    return ""
+
+
+def _unwritten(directory: GuestDirectory) -> dict[str, Pid]:
+    """Find a guard that had not yet written down its processes, by its own exact ``--dir``."""
+    wanted = [b"--dir", os.fsencode(directory.path)]
+    found: dict[str, Pid] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if len(words) > 3 and words[1:3] == wanted and words[0].endswith(b"/carrel-guard"):
+                state = process_state(int(entry.name))
+                if state:
+                    found[f"guard{entry.name}" if found else "guard"] = Pid(int(entry.name), state[1])
+    return found
+
+
+def _counters(pid: int) -> Counters:
+    cpu = rss = pss = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        rss = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                pss = int(line.split()[1]) * 1024
+    return Counters(cpu_seconds_total=cpu, memory_bytes=rss, memory_pss_bytes=pss)

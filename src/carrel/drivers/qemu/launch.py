@@ -1,0 +1,134 @@
+"""Making one QEMU: its disk, its sockets, its descriptors, and carrel-guard as its parent."""
+
+import os
+import shutil
+import socket
+import subprocess  # a guard outlives this process on purpose, which carrel.process does not offer
+from contextlib import ExitStack
+from pathlib import Path
+
+from carrel import paths, process
+from carrel.drivers.qemu import cgroups
+from carrel.drivers.qemu.command import Descriptors, command_line
+from carrel.drivers.qemu.files import GuestDirectory, Record
+from carrel.drivers.qemu.settings import Settings
+from carrel.errors import CarrelError, NodeFaultError
+from carrel.model.guest import GuestSpec
+from carrel.model.image import ImageFiles, KernelFiles
+from carrel.ports import DriverContext
+
+Guard = subprocess.Popen[bytes]
+
+SPARE_BYTES = 64 * 2**20  # what a disk must have left after a clone was made on it
+
+
+def make_disk(directory: GuestDirectory, spec: GuestSpec, image: ImageFiles, settings: Settings) -> Path:
+    """Make the guest's own disk: a copy of the image, or an overlay on it.
+
+    Raises:
+        NodeFaultError: the disk of this node is full.
+    """
+    disk = directory.path / "disk"
+    disk.unlink(missing_ok=True)
+    needed = SPARE_BYTES + (image.root.stat().st_blocks * 512 if spec.clone == "full" else 0)
+    free = shutil.disk_usage(directory.path).free
+    if free < needed:
+        raise NodeFaultError(
+            f"node {spec.node}: {directory.path.parent}: {free // 2**20} MiB free, "
+            f"a {spec.clone} clone of {spec.image_name} needs {needed // 2**20} MiB; see: carrel node check"
+        )
+    try:
+        if spec.clone == "full":
+            process.run(["cp", "--sparse=always", "--reflink=auto", image.root, disk], timeout_s=spec.boot_timeout_s)
+        else:
+            # The name of the backing file is never opened: the command line gives the image as a descriptor.
+            words: list[str | Path] = [settings.img, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.root, disk]
+            process.run(words, timeout_s=spec.boot_timeout_s)
+    except process.CommandError as error:
+        raise NodeFaultError(f"node {spec.node}: cannot clone {spec.image_name}: {error}") from error
+    disk.chmod(0o600)
+    return disk
+
+
+def start(
+    context: DriverContext,
+    settings: Settings,
+    directory: GuestDirectory,
+    record: Record,
+    *,
+    image: ImageFiles,
+    kernel: KernelFiles,
+) -> Guard:
+    """Start carrel-guard, which becomes QEMU's parent; return at once."""
+    spec = record.spec
+    disk = make_disk(directory, spec, image, settings)
+    with ExitStack() as stack:
+
+        def opened(path: Path, flags: int) -> int:
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        def listening(name: str) -> int:
+            sock: socket.socket = stack.enter_context(directory.listen(name))
+            return sock.fileno()
+
+        console = opened(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.fchown(console, 0, spec.gid)
+        fds = Descriptors(
+            kernel=opened(kernel.kernel, os.O_RDONLY),
+            initramfs=opened(kernel.initramfs, os.O_RDONLY),
+            disk=opened(disk, os.O_RDWR),
+            base=opened(image.root, os.O_RDONLY) if spec.clone == "linked" else None,
+            console=console,
+            monitor=listening("qmp.sock"),
+            control=listening("control.sock"),
+        )
+        qemu = command_line(
+            settings=settings,
+            accelerator=record.accelerator,
+            name=spec.name,
+            cpus=spec.cpus,
+            memory_bytes=spec.memory_bytes,
+            stage=str(directory.path / "stage"),
+            fds=fds,
+        )
+        log = stack.enter_context((directory.path / "guard.log").open("ab"))
+        return subprocess.Popen(
+            [*_guard(context, directory, record, fds=fds), "--", *qemu],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=fds.all(),
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def _guard(context: DriverContext, directory: GuestDirectory, record: Record, *, fds: Descriptors) -> list[str]:
+    spec = record.spec
+    words = [str(paths.libexec() / "carrel-guard"), "--dir", str(directory.path)]
+    words += ["--uid", str(spec.uid), "--gid", str(spec.gid)]
+    words += ["--groups", ",".join(str(group) for group in spec.groups) or str(spec.gid)]
+    words += ["--lock", str(context.lock)]
+    words += ["--job-dir", spec.job_freezer] if spec.job_freezer else ["--step-sockets", _step_sockets(context, spec)]
+    for cgroup in cgroups.make(spec.job_cgroups, cgroup_name(spec)):
+        words += ["--cgroup", str(cgroup)]
+    for index, mount in enumerate(spec.mounts):
+        words += ["--bind", f"{index}:{'ro' if mount.read_only else 'rw'}:{mount.source}"]
+    for descriptor in fds.all():
+        words += ["--keep-fd", str(descriptor)]
+    return words
+
+
+def cgroup_name(spec: GuestSpec) -> str:
+    """Return the name of the guest's directory below its job's."""
+    return "carrel" if spec.per == "job" else f"carrel.{spec.step}.{spec.task}"
+
+
+def _step_sockets(context: DriverContext, spec: GuestSpec) -> str:
+    """Return the beginning of the paths of the sockets that slurmstepds of this job listen on."""
+    spool = context.config.slurm.spool_dir.replace("{node}", spec.node)
+    if not spool:
+        raise CarrelError("slurm.spool_dir is not set; carrel-guard could not see the job end")
+    return f"{spool}/{spec.node}_{spec.run.job_id}."

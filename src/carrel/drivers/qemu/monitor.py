@@ -1,0 +1,155 @@
+"""QEMU's monitor: hot-adding one port per task, stopping and continuing the guest.
+
+Ports are added one at a time and each is waited for: QEMU answers *done* also for those of a burst that the guest
+then never sees (3 of 29 were lost in one). A port is used once. What a dead task left unread can thus never reach
+the next task.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from carrel.errors import RefusedError, UnreachableError
+
+PORT_OPEN_TIMEOUT_S = 5.0
+PORT_TRIES = 3
+COLLECT_TRIES = 20
+COLLECT_PERIOD_S = 0.1
+
+
+class Monitor:
+    """One connection to one QEMU. It ends with QEMU; a new one can be made at any time."""
+
+    def __init__(self, client: QMPClient) -> None:
+        """Use a connected client."""
+        self._client = client
+        self._lock = asyncio.Lock()
+        self._open: dict[str, asyncio.Event] = {}
+        self._numbers = itertools.count()
+        self._listener = EventListener(names=("VSERPORT_CHANGE",))
+        self._client.register_listener(self._listener)
+        self._background: set[asyncio.Task[None]] = set()
+        self._keep(self._watch())
+
+    @classmethod
+    async def connect(cls, path: Path, *, timeout_s: float = 10.0) -> "Monitor":
+        """Connect to the listening socket at ``path``.
+
+        Raises:
+            UnreachableError: QEMU does not answer there.
+        """
+        client = QMPClient("carrel")
+        client.logger.disabled = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.connect(str(path))
+        except (QMPError, OSError, TimeoutError) as error:
+            raise UnreachableError(f"qemu's monitor at {path.name}: {error or 'no answer'}") from error
+        monitor = cls(client)
+        monitor._keep(monitor._collect_all())  # ports of tasks that ended while nobody listened
+        return monitor
+
+    async def close(self) -> None:
+        for task in list(self._background):
+            task.cancel()
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            async with asyncio.timeout(1):
+                await self._client.disconnect()
+
+    @property
+    def connected(self) -> bool:
+        return self._client.runstate.name == "RUNNING"
+
+    async def add_port(self, name: str) -> int:
+        """Add a port called ``name`` and return the host's end of it, once the agent has opened the other.
+
+        Raises:
+            RefusedError: the guest does not open it, or has no room for more.
+        """
+        async with self._lock:
+            for _ in range(PORT_TRIES):
+                ident = f"port{next(self._numbers)}-{os.getpid()}"
+                ours, theirs = socket.socketpair()
+                try:
+                    await self._plug(ident, name, theirs)
+                    async with asyncio.timeout(PORT_OPEN_TIMEOUT_S):
+                        await self._open[ident].wait()
+                    return ours.detach()
+                except TimeoutError:
+                    self._keep(self._collect(ident))
+                except (QMPError, OSError) as error:
+                    self._keep(self._collect(ident))
+                    raise RefusedError(f"the guest takes no further task: {error}") from error
+                finally:
+                    ours.close()
+                    theirs.close()
+        raise RefusedError("the guest does not answer; see: carrel guest console")
+
+    async def stop(self) -> None:
+        await self._execute("stop")
+
+    async def cont(self) -> None:
+        await self._execute("cont")
+
+    async def stopped(self) -> bool:
+        return not (await self._execute("query-status"))["running"]
+
+    async def _execute(self, command: str, **arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(PORT_OPEN_TIMEOUT_S):
+                return await self._client.execute(command, arguments or None)
+        except (QMPError, OSError, TimeoutError) as error:
+            raise UnreachableError(f"qemu's monitor: {command}: {error or 'no answer'}") from error
+
+    async def _plug(self, ident: str, name: str, theirs: socket.socket) -> None:
+        self._open[ident] = asyncio.Event()
+        self._client.send_fd_scm(theirs.fileno())
+        await self._client.execute("getfd", {"fdname": ident})
+        backend = {"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": ident}}, "server": False}}
+        await self._client.execute("chardev-add", {"id": ident, "backend": backend})
+        device = {"driver": "virtserialport", "bus": "vs.0", "id": ident, "chardev": ident, "name": name}
+        await self._client.execute("device_add", device)
+
+    async def _watch(self) -> None:
+        async for event in self._listener:
+            data: Any = event["data"]
+            ident = str(data["id"])
+            if ident not in self._open:
+                continue
+            if data["open"]:
+                self._open[ident].set()
+            elif self._open[ident].is_set():
+                self._keep(self._collect(ident))
+
+    async def _collect(self, ident: str) -> None:
+        """Remove a port whose task has ended. QEMU calls a back end *busy* for some 40 ms after its device went."""
+        self._open.pop(ident, None)
+        for command, argument in (("device_del", "id"), ("chardev-remove", "id")):
+            for _ in range(COLLECT_TRIES):
+                try:
+                    await self._client.execute(command, {argument: ident})
+                    break
+                except ExecuteError as error:
+                    if "not found" in str(error):
+                        break
+                    await asyncio.sleep(COLLECT_PERIOD_S)
+                except (QMPError, OSError):
+                    return
+
+    async def _collect_all(self) -> None:
+        with contextlib.suppress(QMPError, OSError, ExecuteError):
+            chardevs: Any = await self._client.execute("query-chardev")
+            for chardev in chardevs:
+                if chardev["label"].startswith("port") and not chardev["frontend-open"]:
+                    await self._collect(chardev["label"])
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,18 @@
+"""Settings of the qemu driver: ``[drivers.qemu]``."""
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Declared once, here; decoded by ``config.driver_settings``."""
+
+    binary: str = "/usr/bin/qemu-system-x86_64"
+    img: str = "/usr/bin/qemu-img"
+    machine: str = "pc-q35-7.2"
+    """A versioned machine: a guest looks the same after QEMU was upgraded."""
+    cpu: str = ""
+    """QEMU's CPU model; empty: ``host`` under KVM, ``max`` under emulation."""
+    probe_timeout_s: float = 15.0
+    """How long a guest may take to boot before KVM counts as unusable on this node."""
+    ports_max: int = 511
+    """Tasks that may be inside one guest at once; the device takes no more."""

@@ -1,0 +1,59 @@
+"""Where Slurm counts and limits a job: read from a process of the job, so that no layout is assumed.
+
+Under proctrack/linuxproc a process is in no ``job_<id>``, and there is nothing to join.
+"""
+
+from pathlib import Path
+
+COUNTING = ("memory", "cpuset", "cpuacct", "cpu")
+
+
+def of_process(pid: int, job_id: int) -> tuple[tuple[str, ...], str]:
+    """Return the job's directories that count or limit it, and its freezer directory (or ``""``).
+
+    Raises:
+        OSError: the process is gone.
+    """
+    mounts = _mounts()
+    counting, freezer = [], ""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        job = _job_part(path, job_id)
+        if job is None:
+            continue
+        for controller in controllers.split(",") if controllers else [""]:
+            where = mounts.get(controller)
+            if where is None:
+                continue
+            if controller == "freezer":
+                freezer = f"{where}{job}"
+            elif controller in COUNTING or controller == "":
+                counting.append(f"{where}{job}")
+    return tuple(dict.fromkeys(counting)), freezer
+
+
+def frozen(freezer: Path) -> bool:
+    """Say whether a v1 freezer directory is frozen, by itself or by one above it."""
+    try:
+        return (freezer / "freezer.state").read_text().strip() in {"FROZEN", "FREEZING"}
+    except OSError:
+        return False
+
+
+def _job_part(path: str, job_id: int) -> str | None:
+    parts = path.split("/")
+    wanted = f"job_{job_id}"
+    return "/".join(parts[: parts.index(wanted) + 1]) if wanted in parts else None
+
+
+def _mounts() -> dict[str, str]:
+    """Return where each v1 controller is mounted, and the unified hierarchy under the name ``""``."""
+    found: dict[str, str] = {}
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup":
+            for controller in options.split(","):
+                found.setdefault(controller, where)
+        elif kind == "cgroup2":
+            found.setdefault("", where)
+    return found
