@@ -1,0 +1,108 @@
+"""Where everything of a sandbox is: one directory, deleted with it."""
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from carrel.errors import UsageError
+
+_SOCKET_MAX_BYTES = 107
+_LONGEST_SOCKET = "nodes/c50/guests/1234567.1700000000.0.1234567.12345/control.sock"
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Paths below ``root``."""
+
+    root: Path
+
+    @property
+    def etc(self) -> Path:
+        return self.root / "etc"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def libexec(self) -> Path:
+        return self.root / "libexec"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "db"
+
+    @property
+    def slurm_conf(self) -> Path:
+        return self.etc / "slurm.conf"
+
+    @property
+    def carrel_conf(self) -> Path:
+        return self.etc / "carrel.toml"
+
+    @property
+    def munge_socket(self) -> Path:
+        return self.run / "munge.sock"
+
+    @property
+    def munge_key(self) -> Path:
+        return self.etc / "munge.key"
+
+    @property
+    def harness_socket(self) -> Path:
+        return self.run / "harness.sock"
+
+    @property
+    def controller_socket(self) -> Path:
+        return self.run / "carrelctld.sock"
+
+    @property
+    def database_socket(self) -> Path:
+        return self.database / "my.sock"
+
+    def node(self, name: str) -> Path:
+        """Return carreld's directory of a node."""
+        return self.root / "nodes" / name
+
+    def node_socket(self, name: str) -> Path:
+        return self.node(name) / "carreld.sock"
+
+    def tmp(self, name: str) -> Path:
+        """Return a node's TmpFS: PMIx of two nodes must not meet in one /tmp."""
+        return self.root / "tmp" / name
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which a command finds this cluster and our own commands."""
+        ours = str(Path(sys.executable).parent)
+        rest = [part for part in os.environ.get("PATH", os.defpath).split(":") if part and part != ours]
+        return {
+            "SLURM_CONF": str(self.slurm_conf),
+            "CARREL_CONFIG": str(self.carrel_conf),
+            "CARREL_SANDBOX": str(self.root),
+            "PATH": ":".join([ours, *rest]),
+        }
+
+    def make(self, nodes: tuple[str, ...]) -> None:
+        """Create the directories; modes allow any user of the machine to be a user of the cluster.
+
+        Raises:
+            UsageError: the path is so long that unix sockets below it cannot be.
+        """
+        spare = _SOCKET_MAX_BYTES - len(_LONGEST_SOCKET) - 1
+        if len(os.fsencode(self.root)) > spare:
+            raise UsageError(f"--dir {self.root}: longer than {spare} bytes, no room for unix sockets below it")
+        self.root.mkdir(exist_ok=True)
+        self.root.chmod(0o755)
+        names = ["etc", "run", "log", "state", "libexec", "maps", "nodes", "spool", "tmp"]
+        for path in [self.root / name for name in names] + [self.root / "spool" / node for node in nodes]:
+            path.mkdir(mode=0o755)
+            path.chmod(0o755)
+        for node in nodes:
+            self.node(node).mkdir(mode=0o755)
+            self.tmp(node).mkdir()
+            self.tmp(node).chmod(0o1777)

@@ -1,0 +1,62 @@
+"""What is left when all processes are gone: mounts, cgroups, files. Found by looking; only ours is touched."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from carrel.errors import CarrelError
+from carrel.process import CommandError, run
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def mounts_below(root: Path) -> list[str]:
+    """Return the mount points below ``root``, the innermost first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if point.startswith(f"{root}/"):
+            found.append(point)
+    return found[::-1]
+
+
+def unmount(root: Path) -> None:
+    """Unmount all below ``root``, lazily: a process that still has a file open must not keep the rest."""
+    for point in mounts_below(root):
+        run(["umount", "--lazy", point])
+
+
+def remove_cgroups(nodes: Iterable[str]) -> None:
+    """Remove the empty cgroups that slurmd leaves behind for each node; one that is in use stays."""
+    for node in nodes:
+        for top in _CGROUPS.glob(f"*/slurm_{node}"):
+            inner = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
+            for path in [*inner, top]:
+                try:
+                    path.rmdir()
+                except OSError:
+                    break
+
+
+def remove_directory(root: Path, *, keep_itself: bool) -> None:
+    """Delete the sandbox's files.
+
+    Raises:
+        CarrelError: something is still mounted there: its files may be the user's own, so nothing is deleted.
+    """
+    if left := mounts_below(root):
+        raise CarrelError(f"{root}: kept, since {left[0]} is still mounted; see: umount --lazy {left[0]}")
+    if keep_itself:
+        for path in root.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    else:
+        shutil.rmtree(root)
+
+
+def unmount_or_say(root: Path) -> str:
+    """Unmount, and return why not all of it could be, or an empty string."""
+    try:
+        unmount(root)
+    except CommandError as error:
+        return str(error)
+    return ""
