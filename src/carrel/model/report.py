@@ -15,6 +15,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     job_id: int = 0
     guest: str = ""
+    uid: int = -1
+    """Whose job it is, who may read it then; -1: for administrators."""
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
