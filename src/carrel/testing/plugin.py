@@ -1,0 +1,21 @@
+"""The pytest plug-in: fixtures for tests against a real Slurm and real guests.
+
+``sandbox_factory``, ``slurm``, ``sandbox`` and ``user`` are described in ``carrel.testing.sandbox``.
+"""
+
+from collections.abc import Generator
+
+import pytest
+
+from carrel.testing.sandbox import logs_of_living_sandboxes, sandbox, sandbox_factory, slurm, user
+
+__all__ = ["pytest_runtest_makereport", "sandbox", "sandbox_factory", "slurm", "user"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the logs of the sandboxes beside a failure: afterwards their directories are gone."""
+    report = yield
+    if report.failed:
+        report.sections.extend(logs_of_living_sandboxes())
+    return report
