@@ -66,7 +66,7 @@ def slurm_conf(place: Place) -> str:
 
 def _identity(place: Place) -> str:
     root = place.layout.root
-    scratch = f"{root}/tmp"
+    scratch = root / "tmp"
     return f"""\
 ClusterName={place.cluster}
 SlurmctldHost={place.host}({place.controller_address})

@@ -1,6 +1,7 @@
 """What is left when all processes are gone: mounts, cgroups, files. Found by looking; only ours is touched."""
 
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from carrel.errors import CarrelError
 from carrel.process import CommandError, run
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_TIMEOUT_S = 1.0
+_CGROUP_POLL_S = 0.02
 
 
 def mounts_below(root: Path) -> list[str]:
@@ -27,15 +30,24 @@ def unmount(root: Path) -> None:
 
 
 def remove_cgroups(nodes: Iterable[str]) -> None:
-    """Remove the empty cgroups that slurmd leaves behind for each node; one that is in use stays."""
-    for node in nodes:
-        for top in _CGROUPS.glob(f"*/slurm_{node}"):
-            inner = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
-            for path in [*inner, top]:
-                try:
-                    path.rmdir()
-                except OSError:
-                    break
+    """Remove the empty cgroups that slurmd leaves behind for each node; one that is in use stays.
+
+    The kernel lets go of a dead process a moment after it was reaped, so that is waited for, bounded.
+    """
+    deadline = time.monotonic() + _CGROUP_TIMEOUT_S
+    tops = [top for node in nodes for top in _CGROUPS.glob(f"*/slurm_{node}")]
+    while (tops := [top for top in tops if not _remove_tree(top)]) and time.monotonic() < deadline:
+        time.sleep(_CGROUP_POLL_S)
+
+
+def _remove_tree(top: Path) -> bool:
+    inner = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
+    try:
+        for path in [*inner, top]:
+            path.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def remove_directory(root: Path, *, keep_itself: bool) -> None:
