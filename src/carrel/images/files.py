@@ -18,7 +18,7 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         RefusedError: the store cannot be written by this user, or is full.
     """
-    with _as_sentence(path.parent):
+    with as_sentence(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
         try:
@@ -42,13 +42,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         RefusedError: the store cannot be written by this user, or is full.
     """
-    with _as_sentence(path.parent):
+    with as_sentence(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
-        with contextlib.suppress(OSError) if path.is_dir() else _as_sentence(path.parent):
+        with contextlib.suppress(OSError) if path.is_dir() else as_sentence(path.parent):
             temporary.rename(path)
     finally:
         remove_tree(temporary)
@@ -67,8 +67,10 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def require_space(store: Path, needed_bytes: int, *, what: str) -> None:
-    """Refuse before anything is written when the store's file system cannot hold it.
+def require_space(
+    store: Path, needed_bytes: int, *, what: str, hint: str = "carrel image remove, images.store"
+) -> None:
+    """Refuse before anything is written when the store's file system cannot hold it; ``hint`` is what to see.
 
     Raises:
         RefusedError: less than ``needed_bytes`` are free.
@@ -77,13 +79,17 @@ def require_space(store: Path, needed_bytes: int, *, what: str) -> None:
     free_bytes = shutil.disk_usage(exists).free
     if free_bytes < needed_bytes:
         raise RefusedError(
-            f"{store}: {free_bytes // MIB} MiB free, {what} needs about {needed_bytes // MIB} MiB; "
-            f"see: carrel image remove, images.store"
+            f"{store}: {free_bytes // MIB} MiB free, {what} needs about {needed_bytes // MIB} MiB; see: {hint}"
         )
 
 
 @contextlib.contextmanager
-def _as_sentence(store: Path) -> Iterator[None]:
+def as_sentence(store: Path) -> Iterator[None]:
+    """Let a failure to write the store be a sentence.
+
+    Raises:
+        RefusedError: instead of the OSError.
+    """
     try:
         yield
     except OSError as error:

@@ -73,9 +73,7 @@ def ensure_kernel(store: Path, *, agent: Path, progress: Progress, refresh: bool
         CarrelError: the package cannot be had, or is not what it should be.
         RefusedError: the store is not writable, or full.
     """
-    home = None if refresh else _newest(store)
-    if home is None:
-        home = _fetch(store, progress)
+    home = unpack_kernel(store, progress=progress, refresh=refresh)
     order = (home / "order").read_text().split()
     modules = [home / "modules" / name for name in order]
     initramfs = ensure_initramfs(store, kernel=home.name, modules=modules, agent=agent)
@@ -89,15 +87,31 @@ def ensure_kernel(store: Path, *, agent: Path, progress: Progress, refresh: bool
     )
 
 
+def unpack_kernel(store: Path, *, progress: Progress, refresh: bool = False) -> Path:
+    """Return the directory of the store's newest kernel; fetch it first if there is none. See ``ensure_kernel``."""
+    found = kernels(store)
+    return found[-1] if found and not refresh else _fetch(store, progress)
+
+
+def prune_kernels(store: Path) -> list[Path]:
+    """Remove all but the newest kernel and initramfs, and return what was removed.
+
+    Guests that run have theirs in memory, and an initramfs that is missed is made again in less than a second.
+    """
+    of_kernels = [path for path in (store / "kernels").glob("[!.]*") if path not in kernels(store)[-1:]]
+    archives = sorted((store / "initramfs").glob("*.cpio"), key=lambda path: path.stat().st_mtime)
+    with files.as_sentence(store):
+        for path in of_kernels:
+            files.remove_tree(path)
+        for path in archives[:-1]:
+            path.unlink(missing_ok=True)
+    return [*of_kernels, *archives[:-1]]
+
+
 def kernels(store: Path) -> list[Path]:
     """Return the stored kernels of this recipe, oldest version first."""
     found = [path for path in (store / "kernels").glob(f"*.r{RECIPE}") if (path / "vmlinux").exists()]
     return sorted(found, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
-
-
-def _newest(store: Path) -> Path | None:
-    found = kernels(store)
-    return found[-1] if found else None
 
 
 def _fetch(store: Path, progress: Progress) -> Path:
