@@ -1,0 +1,197 @@
+"""carrelctld's REST API. Its OpenAPI description is made from these handlers.
+
+Litestar is imported here and nowhere else, so that only the controller pays for it.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from litestar import Litestar, Request, Response, get, post
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.params import Parameter
+from litestar.status_codes import HTTP_202_ACCEPTED
+
+from carrel import __version__
+from carrel.daemons import maps, munge, views
+from carrel.daemons.board import EVERYBODY, Board
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.model.report import NodeReport
+
+AnyRequest = Request[Any, Any, Any]
+
+UNIX = "unix"
+"""The host part of ``scope["client"]`` of a peer on the unix socket; its port is the peer's uid, from the kernel."""
+
+_STATUS = {NotFoundError: 404, RefusedError: 403, UnreachableError: 503}
+
+
+class Service:
+    """What the handlers work on."""
+
+    def __init__(
+        self,
+        *,
+        board: Board,
+        trusted: frozenset[int],
+        addresses: Callable[[], Awaitable[dict[str, str]]],
+        changed: Callable[[], None],
+        silent_after_s: float,
+        munge_socket: str,
+    ) -> None:
+        """Keep what ``create`` was given.
+
+        Args:
+            board: What the nodes reported.
+            trusted: Uids that may report and see everything.
+            addresses: Node name to address; empty where Slurm cannot tell.
+            changed: Called when guests changed.
+            silent_after_s: A node that was not heard for so long is shown as silent.
+            munge_socket: Munge's socket; empty: its own default.
+        """
+        self.board = board
+        self.trusted = trusted
+        self.addresses = addresses
+        self.changed = changed
+        self.silent_after_s = silent_after_s
+        self.munge_socket = munge_socket
+        self.started = datetime.now(UTC)
+
+    def node_views(self) -> list[views.NodeView]:
+        now_s = time.time()
+        return [
+            views.node_view(heard.report, heard_s=heard.at_s, silent=now_s - heard.at_s > self.silent_after_s)
+            for _, heard in sorted(self.board.nodes.items())
+        ]
+
+
+async def _caller(request: AnyRequest) -> int:
+    """Return the caller's uid, or EVERYBODY for one that may see everything."""
+    service: Service = request.app.state.service
+    client = request.scope["client"]
+    if client is not None and client[0] == UNIX:
+        uid = int(client[1])
+    else:
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        authorization = request.headers.get("authorization", "")
+        try:
+            uid = await munge.verify(
+                authorization, request.method, path, await request.body(), socket=service.munge_socket
+            )
+        except RefusedError as error:
+            raise HTTPException(status_code=401, detail=str(error)) from error
+    return EVERYBODY if uid in service.trusted else uid
+
+
+@post("/v1/reports", status_code=HTTP_202_ACCEPTED, summary="Take a node's whole state, in place of its last one")
+async def take_report(request: AnyRequest, data: NodeReport) -> None:
+    if await _caller(request) != EVERYBODY:
+        raise RefusedError("only root's carreld may report")
+    service: Service = request.app.state.service
+    if service.board.take(data, now_s=time.time()):
+        service.changed()
+
+
+@get("/v1/guests", summary="Guests that the caller may see")
+async def list_guests(request: AnyRequest, job: int | None = None) -> list[views.GuestView]:
+    uid = await _caller(request)
+    board = request.app.state.service.board
+    return [views.guest_view(guest) for guest in board.guests(uid=uid, job_id=job)]
+
+
+@get("/v1/guests/{name:str}", summary="The guests of this name: one on each of the job's nodes")
+async def show_guest(request: AnyRequest, name: str) -> list[views.GuestView]:
+    uid = await _caller(request)
+    found = request.app.state.service.board.guests(uid=uid, name=name)
+    if not found:
+        raise NotFoundError(f"no guest {name!r}; see: carrel guest list")
+    return [views.guest_view(guest) for guest in found]
+
+
+@get("/v1/nodes", summary="Nodes that have reported")
+async def list_nodes(request: AnyRequest) -> list[views.NodeView]:
+    await _caller(request)
+    service: Service = request.app.state.service
+    return service.node_views()
+
+
+@get("/v1/nodes/{name:str}", summary="One node")
+async def show_node(request: AnyRequest, name: str) -> views.NodeView:
+    await _caller(request)
+    service: Service = request.app.state.service
+    for view in service.node_views():
+        if view.node == name:
+            return view
+    raise NotFoundError(f"node {name!r} has not reported; does its carreld run? see: carrel node list")
+
+
+@get("/v1/jobs/{job_id:int}/events", summary="What happened to a job, oldest first; 0: to the nodes themselves")
+async def job_events(request: AnyRequest, job_id: int) -> list[views.EventView]:
+    uid = await _caller(request)
+    return [views.event_view(event) for event in request.app.state.service.board.events(job_id, uid=uid)]
+
+
+@get("/v1/jobs/{job_id:int}/map", summary="The slot map of a job's guests")
+async def job_map(request: AnyRequest, job_id: int) -> list[views.Slot]:
+    uid = await _caller(request)
+    service: Service = request.app.state.service
+    found = service.board.guests(uid=uid, job_id=job_id)
+    if not found:
+        raise NotFoundError(f"job {job_id} has no guests; see: carrel job show {job_id}")
+    return maps.slots(found, await service.addresses())
+
+
+@get("/v1/consoles/{guest:str}", summary="The end of the consoles of the guests of this name")
+async def consoles(
+    request: AnyRequest, guest: str, node: Annotated[str, Parameter(description="Only this node's.")] = ""
+) -> list[views.Console]:
+    uid = await _caller(request)
+    held = request.app.state.service.board.consoles(guest, uid=uid)
+    found = [views.Console(guest=guest, node=where, text=text) for where, text in held if node in ("", where)]
+    if not found:
+        raise NotFoundError(f"no console of guest {guest!r} is held; see: carrel guest list")
+    return found
+
+
+@get("/v1/health", summary="That the controller runs")
+async def health(request: AnyRequest) -> views.Health:
+    service: Service = request.app.state.service
+    return views.Health(
+        version=__version__,
+        started=service.started,
+        nodes=len(service.board.nodes),
+        guests=len(service.board.guests()),
+    )
+
+
+def create(service: Service) -> Litestar:
+    """Return the application for ``service``."""
+    app = Litestar(
+        route_handlers=[
+            take_report,
+            list_guests,
+            show_guest,
+            list_nodes,
+            show_node,
+            job_events,
+            job_map,
+            consoles,
+            health,
+        ],
+        openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
+        exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
+        request_max_body_size=64 * 2**20,
+    )
+    app.state.service = service
+    return app
+
+
+def _sentence(_request: AnyRequest, error: CarrelError) -> Response[views.ErrorView]:
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    return Response(views.ErrorView(error=str(error)), status_code=status)
+
+
+def _http_sentence(_request: AnyRequest, error: HTTPException) -> Response[views.ErrorView]:
+    return Response(views.ErrorView(error=error.detail.lower()), status_code=error.status_code)

@@ -1,0 +1,103 @@
+"""What the nodes last reported, in memory.
+
+Nothing here is owned: a restart forgets it, and the next reports bring it back.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from carrel.model.guest import Guest
+from carrel.model.report import Event, NodeReport
+
+EVENTS_PER_JOB_MAX = 200
+JOBS_MAX = 2000
+CONSOLES_MAX = 1000
+CONSOLE_BYTES_MAX = 16 * 1024
+
+EVERYBODY = -2
+"""The caller sees everything: root, or the user that the daemon runs as."""
+
+
+class Heard(NamedTuple):
+    """A node's last report, and when it came by our own clock."""
+
+    report: NodeReport
+    at_s: float
+
+
+class Board:
+    """The last report of each node, the last events of each job, the end of each console; all bounded."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.nodes: dict[str, Heard] = {}
+        self._events: OrderedDict[int, deque[Event]] = OrderedDict()
+        self._consoles: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def take(self, report: NodeReport, *, now_s: float) -> bool:
+        """Put a report in the place of the node's last one; a late or repeated one only adds events that are new.
+
+        Returns:
+            Whether guests may have changed.
+        """
+        node = report.facts.node
+        self._add_events(report.events)
+        before = self.nodes.get(node)
+        if before is not None and before.report.sent_s > report.sent_s:
+            return False
+        self.nodes[node] = Heard(report, now_s)
+        for guest, text in report.consoles.items():
+            self._consoles[node, guest] = text[-CONSOLE_BYTES_MAX:]
+            self._consoles.move_to_end((node, guest))
+        while len(self._consoles) > CONSOLES_MAX:
+            self._consoles.popitem(last=False)
+        return before is None or before.report.guests != report.guests
+
+    def guests(self, *, uid: int = EVERYBODY, job_id: int | None = None, name: str | None = None) -> list[Guest]:
+        """Return the guests that ``uid`` may see, by job and name where given."""
+        return [
+            guest
+            for guest in self._all_guests()
+            if _may_see(guest.uid, uid)
+            and (job_id is None or (guest.run is not None and guest.run.job_id == job_id))
+            and (name is None or guest.name == name)
+        ]
+
+    def events(self, job_id: int, *, uid: int = EVERYBODY) -> list[Event]:
+        """Return what happened to a job, oldest first. Job ids come back: each event has its own owner."""
+        return sorted(
+            (event for event in self._events.get(job_id, ()) if _may_see(event.uid, uid)),
+            key=lambda event: event.time_s,
+        )
+
+    def consoles(self, guest: str, *, uid: int = EVERYBODY) -> list[tuple[str, str]]:
+        """Return (node, text) of each console that is held for a guest of this name.
+
+        The owner is that of the guest, or of an event about it, as a guest that went down leaves the list first.
+        """
+        owners = {(event.node, event.guest): event.uid for ring in self._events.values() for event in ring}
+        owners |= {(known.node, known.name): known.uid for known in self._all_guests()}
+        return [
+            (node, text)
+            for (node, name), text in self._consoles.items()
+            if name == guest and _may_see(owners.get((node, name), -1), uid)
+        ]
+
+    def _all_guests(self) -> Iterator[Guest]:
+        for node in sorted(self.nodes):
+            yield from self.nodes[node].report.guests
+
+    def _add_events(self, events: Iterable[Event]) -> None:
+        for event in events:
+            ring = self._events.setdefault(event.job_id, deque(maxlen=EVENTS_PER_JOB_MAX))
+            # A report whose answer was lost is sent again, events included.
+            if event not in ring:
+                ring.append(event)
+            self._events.move_to_end(event.job_id)
+        while len(self._events) > JOBS_MAX:
+            self._events.popitem(last=False)
+
+
+def _may_see(owner: int, uid: int) -> bool:
+    return uid in {EVERYBODY, owner} and (owner >= 0 or uid == EVERYBODY)

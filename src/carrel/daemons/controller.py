@@ -1,0 +1,208 @@
+"""carrelctld: collects what the nodes report and answers for the cluster. It owns nothing.
+
+What it knows lies in memory and comes back with the next reports, so it may be killed at any moment.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from carrel import config
+from carrel.config import Config
+from carrel.daemons import maps, transport
+from carrel.daemons.board import Board
+from carrel.errors import CarrelError
+from carrel.slurm.client import SlurmClient
+
+_LOG = logging.getLogger("carrelctld")
+_ADDRESSES_KEPT_S = 60.0
+_MISSED_REPORTS_MAX = 3
+_BACKLOG = 128
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT. The configuration is that of the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    asyncio.run(Controller(config.load()).run())
+
+
+class Controller:
+    """The daemon: a board, the map files, and the API over them."""
+
+    def __init__(self, settings: Config) -> None:
+        """Open nothing yet."""
+        self.board = Board()
+        self._settings = settings
+        self._slurm = SlurmClient(settings.slurm)
+        self._addresses: dict[str, str] = {}
+        self._addresses_at_s = 0.0
+        self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
+        self._changed = asyncio.Event()
+        self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
+
+    async def run(self) -> None:
+        """Serve until a signal ends it."""
+        began_s = time.perf_counter()
+        where = transport.address(self._settings.controller.listen)
+        listening = listen(where)
+        try:
+            server = self._server()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, setattr, server, "should_exit", True)
+            keeper = asyncio.create_task(self._keep_maps())
+            _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
+            try:
+                await server.serve(sockets=[listening])
+            finally:
+                keeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await keeper
+        finally:
+            listening.close()
+            if where.path:
+                _remove_socket(Path(where.path))
+
+    def _server(self) -> Any:
+        # Litestar and uvicorn take half a second to import: nobody but a running controller pays for them.
+        import uvicorn  # noqa: PLC0415
+        from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415
+
+        from carrel.daemons import api  # noqa: PLC0415
+
+        class PeerProtocol(H11Protocol):
+            """Tells the application which user is at the other end of a unix socket, as the kernel says."""
+
+            def connection_made(self, opened: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own type
+                super().connection_made(opened)
+                sock = opened.get_extra_info("socket")
+                if sock.family == socket.AF_UNIX:
+                    _, uid, _ = peer(sock)
+                    self.client = (api.UNIX, uid)
+
+        class Server(uvicorn.Server):
+            """Leaves the signals to us: uvicorn's way is to raise them once more at its end."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        service = api.Service(
+            board=self.board,
+            trusted=frozenset({0, os.geteuid()}),
+            addresses=self.addresses,
+            changed=self._changed.set,
+            silent_after_s=self._silent_after_s,
+            munge_socket=self._settings.controller.munge_socket,
+        )
+        return Server(
+            uvicorn.Config(
+                api.create(service),
+                http=PeerProtocol,
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def addresses(self) -> dict[str, str]:
+        """Return node name to IP address, kept for a minute; what was known last where Slurm does not answer."""
+        now_s = time.monotonic()
+        known = set(self.board.nodes) <= set(self._addresses)
+        if not self._addresses_at_s or not known or now_s - self._addresses_at_s > _ADDRESSES_KEPT_S:
+            self._addresses_at_s = now_s
+            try:
+                named = await self._slurm.addresses()
+            except CarrelError as error:
+                _LOG.warning("node addresses unknown: %s", error)
+            else:
+                self._addresses = {node: await _resolved(address) for node, address in named.items()}
+        return self._addresses
+
+    async def _keep_maps(self) -> None:
+        """Write maps as guests change. What an earlier controller wrote waits until each node could report."""
+        loop = asyncio.get_running_loop()
+        sweep_at_s: float | None = loop.time() + self._silent_after_s
+        while True:
+            try:
+                async with asyncio.timeout_at(sweep_at_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                sweep_at_s = None
+                await self._on_disk(self._maps.sweep)
+                continue
+            self._changed.clear()
+            wanted = maps.files(self.board.guests(), await self.addresses())
+            await self._on_disk(self._maps.put, wanted)
+
+    async def _on_disk(self, deed: Any, *words: Any) -> None:
+        try:
+            await asyncio.to_thread(deed, *words)
+        except OSError as error:
+            # Maps are for others to read: no guest may suffer from a full disk here.
+            _LOG.warning("slot maps not written: %s", error)
+
+
+def listen(where: transport.Address) -> socket.socket:
+    """Return a listening socket; a unix socket that nobody answers any more is replaced.
+
+    Raises:
+        CarrelError: another daemon answers there, or the address cannot be had.
+    """
+    try:
+        if not where.path:
+            return socket.create_server((where.host, where.port), backlog=_BACKLOG)
+        path = Path(where.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _answers(path):
+            raise CarrelError(f"{path}: another carrelctld answers there; stop it first")
+        _remove_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(str(path))
+        # Everybody may connect: each peer is known by the kernel's word.
+        path.chmod(0o666)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        raise CarrelError(f"carrelctld cannot listen on {where}: {error.strerror or error}") from error
+    return sock
+
+
+def peer(sock: Any) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the peer; asyncio's transport socket offers no more than ``getsockopt``."""
+    size = 12
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in range(0, size, 4))
+    return pid, uid, gid
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1)
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
+def _remove_socket(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+
+
+async def _resolved(address: str) -> str:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address, None, family=socket.AF_INET)
+    except OSError:
+        return address
+    return str(found[0][4][0])

@@ -1,0 +1,121 @@
+"""HTTP to carrelctld, for carreld and the command line: one request per connection, standard library only.
+
+carreld imports no HTTP library: it is small, and on every node.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from carrel.config import Controller
+from carrel.daemons import munge
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+
+ANSWER_MAX_BYTES = 64 * 2**20
+DEFAULT_TIMEOUT_S = 5.0
+
+
+class Address(NamedTuple):
+    """Where carrelctld listens: a unix socket at ``path``, else TCP."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        """Return it as it stands in the configuration."""
+        return f"unix:{self.path}" if self.path else f"tcp:{self.host}:{self.port}"
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    body: bytes
+
+
+def address(listen: str) -> Address:
+    """Read ``unix:PATH`` or ``tcp:HOST:PORT``.
+
+    Raises:
+        CarrelError: it is neither.
+    """
+    kind, _, rest = listen.partition(":")
+    if kind == "unix" and rest.startswith("/"):
+        return Address(path=rest)
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and host and port.isdigit():
+        return Address(host=host.strip("[]"), port=int(port))
+    raise CarrelError(f"controller.listen = {listen!r}: give unix:/absolute/path or tcp:host:port")
+
+
+async def request(
+    controller: Controller, method: str, path: str, body: bytes = b"", *, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Answer:
+    """Ask carrelctld one thing.
+
+    Raises:
+        UnreachableError: nobody listens, or no whole answer came within ``timeout_s``.
+    """
+    where = address(controller.listen)
+    try:
+        async with asyncio.timeout(timeout_s):
+            headers = {"Host": "carrel", "Connection": "close", "Content-Length": str(len(body))}
+            if body:
+                headers["Content-Type"] = "application/json"
+            if not where.path:
+                headers["Authorization"] = await munge.sign(method, path, body, socket=controller.munge_socket)
+            return await _exchange(where, _head(method, path, headers) + body)
+    except TimeoutError as error:
+        raise UnreachableError(f"carrelctld at {where}: no answer within {timeout_s:g} s; is it busy?") from error
+    except (OSError, EOFError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UnreachableError(f"carrelctld at {where}: {reason}; is it running?") from error
+
+
+def decoded(answer: Answer) -> object:
+    """Return the JSON of an answer, or raise the error that it describes."""
+    if answer.status < 300:
+        return msgspec.json.decode(answer.body) if answer.body else None
+    try:
+        sentence = str(msgspec.json.decode(answer.body)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        sentence = f"carrelctld answered with status {answer.status}; see its log"
+    kinds: dict[int, type[CarrelError]] = {
+        401: RefusedError,
+        403: RefusedError,
+        404: NotFoundError,
+        503: UnreachableError,
+    }
+    raise kinds.get(answer.status, CarrelError)(sentence)
+
+
+def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+async def _exchange(where: Address, data: bytes) -> Answer:
+    opening = (
+        asyncio.open_unix_connection(where.path) if where.path else asyncio.open_connection(where.host, where.port)
+    )
+    reader, writer = await opening
+    try:
+        writer.write(data)
+        await writer.drain()
+        status = int((await reader.readline()).split()[1:2][0])
+        length: int | None = None
+        while (line := await reader.readline()) not in (b"\r\n", b""):
+            name, _, value = line.partition(b":")
+            if name.strip().lower() == b"content-length":
+                length = int(value)
+        if length is None or length > ANSWER_MAX_BYTES:
+            raise ValueError(f"an answer of {length} bytes")
+        return Answer(status, await reader.readexactly(length))
+    except IndexError as error:
+        raise EOFError("it closed the connection") from error
+    finally:
+        writer.close()
