@@ -5,6 +5,8 @@ Under proctrack/linuxproc a process is in no ``job_<id>``, and there is nothing 
 
 from pathlib import Path
 
+from carrel.process import process_state
+
 COUNTING = ("memory", "cpuset", "cpuacct", "cpu")
 
 
@@ -32,12 +34,23 @@ def of_process(pid: int, job_id: int) -> tuple[tuple[str, ...], str]:
     return tuple(dict.fromkeys(counting)), freezer
 
 
-def frozen(freezer: Path) -> bool:
-    """Say whether a v1 freezer directory is frozen, by itself or by one above it."""
+def suspended(pid: int) -> bool:
+    """Say whether ``scontrol suspend`` has stopped this process: by a signal, or in the v1 freezer."""
+    state = process_state(pid)
+    if state is None:
+        return False
+    if state[0] == "T":
+        return True
+    mounts = _mounts()
     try:
-        return (freezer / "freezer.state").read_text().strip() in {"FROZEN", "FREEZING"}
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            if controllers == "freezer" and "freezer" in mounts:
+                return (Path(mounts["freezer"] + path) / "freezer.state").read_text().strip() == "FROZEN"
     except OSError:
         return False
+    return False
 
 
 def _job_part(path: str, job_id: int) -> str | None:

@@ -119,17 +119,6 @@ class GuestDirectory:
         sock.listen(4)
         return sock
 
-    def bound_console(self, limit_bytes: int) -> None:
-        """Keep the last half of a console that grew beyond its bound. QEMU appends, so it goes on where we cut."""
-        with contextlib.suppress(OSError):
-            if self.console.stat().st_size <= limit_bytes:
-                return
-            with self.console.open("rb+") as file, self.console.open("ab") as appended:
-                file.seek(-(limit_bytes // 2), os.SEEK_END)
-                tail = file.read()
-                file.truncate(0)
-                appended.write(tail)
-
 
 def _write_whole(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

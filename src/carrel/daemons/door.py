@@ -1,0 +1,327 @@
+"""carreld's socket: every verb of ``docs/reference/node-socket.md``. Each peer is who the kernel says it is."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from carrel import wire
+from carrel.core import guests as decide
+from carrel.daemons import people, requests
+from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
+from carrel.model.guest import Agent, Guest, GuestRequest, GuestSpec
+from carrel.model.job import Job
+from carrel.model.task import Task
+from carrel.slurm import cgroups
+
+if TYPE_CHECKING:
+    from carrel.daemons.node import Node
+
+REQUEST_TIMEOUT_S = 10.0
+PATIENCE_S = 2.0  # after this long a waiting user is told what for
+SLOTS_MAX = 65536
+
+
+class Door:
+    """Answers one node's peers."""
+
+    def __init__(self, node: "Node") -> None:
+        """Answer for ``node``."""
+        self._node = node
+        self._ports = itertools.count()
+        self._answers: set[asyncio.Task[None]] = set()
+        self._resolving = asyncio.Lock()
+
+    def answer(self, connection: socket.socket) -> None:
+        """Answer a new peer, at the same time as all others."""
+        connection.setblocking(False)
+        task = asyncio.ensure_future(self._answer(connection))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    message = await wire.receive(connection)
+                if message is not None:
+                    await self._dispatch(connection, message)
+            except (TimeoutError, ConnectionError, BrokenPipeError):
+                return  # the peer went away, or never said anything
+            except CarrelError as error:
+                with contextlib.suppress(OSError):
+                    await wire.send(connection, {"status": "refused", "text": str(error)})
+
+    async def _dispatch(self, connection: socket.socket, message: wire.Message) -> None:
+        _, uid, _ = wire.peer(connection)
+        match message.get("verb"):
+            case "enter":
+                await self._enter(connection, message)
+            case "runner":
+                await self._runner(connection, message)
+            case "prolog":
+                _require_root(uid)
+                await wire.send(connection, self._prolog(message))
+            case "epilog":
+                _require_root(uid)
+                await wire.send(connection, await self._epilog(message))
+            case "status":
+                report = await self._node.report()
+                await _send_json(connection, msgspec.structs.replace(report, events=self._node.journal.all()))
+            case "list":
+                await _send_json(connection, _visible((await self._node.report()).guests, uid))
+            case "show" | "map":
+                await _send_json(connection, await self._named(message, uid))
+            case "destroy":
+                await self._destroy(message, uid)
+                await wire.send(connection, {"status": "ok"})
+            case verb:
+                await wire.send(connection, {"status": "refused", "text": f"carreld knows no verb '{verb}'"})
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def _prolog(self, message: wire.Message) -> wire.Fields:
+        job_id = requests.number(message, "job")
+        self._node.facts.forget(job_id)
+        self._node.requests.put(job_id, requests.guest_request(message))
+        return {"status": "ok"}
+
+    async def _epilog(self, message: wire.Message) -> wire.Fields:
+        job_id = requests.number(message, "job")
+        self._node.facts.forget(job_id)
+        with contextlib.suppress(TimeoutError):  # the sweep goes on where this wait ends
+            async with asyncio.timeout(self._node.config.guests.stop_timeout_s):
+                await self.end_job(job_id, "its job has ended")
+        return {"status": "ok"}
+
+    async def end_job(self, job_id: int, why: str) -> None:
+        """Destroy all guests of a job on this node and forget what it asked for."""
+        for driver in list(self._node.drivers.values()):
+            mine = [g for g in await driver.guests() if g.run is not None and g.run.job_id == job_id]
+            await asyncio.gather(*(self.end_guest(guest, why) for guest in mine))
+        self._node.requests.remove(job_id)
+
+    async def end_guest(self, guest: Guest, why: str) -> None:
+        """Destroy one guest and say so."""
+        await self._node.driver(guest.driver).destroy(guest.name)
+        self._node.inside.forget(guest.name)
+        self._say("guest-gone", f"destroyed: {why}", guest)
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    async def _enter(self, connection: socket.socket, message: wire.Message) -> None:
+        pid, uid, _ = wire.peer(connection)
+        task = requests.task(message)
+        job_id = requests.number(message, "job")
+        began_s = time.monotonic()
+        try:
+            spec, driver_name = await self._resolve(message, job_id, task, pid=pid, uid=uid)
+            guest = await self._ready(connection, spec, driver_name)
+            if guest is None:
+                return  # the task is gone; its guest goes with its job, or below
+            entry = await self._node.driver(driver_name).enter(
+                guest.name, f"carrel.t.{os.getpid()}.{next(self._ports)}"
+            )
+        except NodeFaultError as error:
+            await self._node_fault(job_id, task, error)
+            raise
+        except CarrelError as error:
+            self._node.journal.add("refused", str(error), job_id=job_id)
+            raise
+        if not isinstance(entry, Agent):
+            raise RefusedError(f"guest {guest.name} is a node of its own and cannot be entered")
+        try:
+            self._node.inside.add(guest.name, pid)
+            await wire.send(connection, _entered(spec, guest, self._node.config.slurm.bin_dir), fd=entry.fd)
+        finally:
+            os.close(entry.fd)
+        took_ms = (time.monotonic() - began_s) * 1000
+        self._say("task-entered", f"task {task.task} of step {task.step} after {took_ms:.0f} ms", guest)
+        await self._until_gone(connection)
+        self._node.inside.remove(guest.name, pid)
+        self._node.reporter.poke()
+        if guest.per == "task":
+            await self.end_guest(guest, "its task has ended")
+
+    async def _resolve(
+        self, message: wire.Message, job_id: int, task: Task, *, pid: int, uid: int
+    ) -> tuple[GuestSpec, str]:
+        """Return the guest that this task enters, and its driver."""
+        settings = self._node.config.guests
+        job = await self._node.facts.job(job_id, timeout_s=settings.boot_timeout_s)
+        if uid not in (0, job.uid):
+            raise RefusedError(f"job {job_id} belongs to {job.user}, not to uid {uid}")
+        if not decide.living(job):
+            raise RefusedError(f"job {job_id} is {job.slurm_state or job.state}, not running")
+        asked = decide.merge(
+            requests.guest_request(message), self._node.requests.get(job_id), job_id=job_id, settings=settings
+        )
+        if not asked.image:
+            raise RefusedError(f"job {job_id} names no image; see: --guest, carrel image list")
+        driver_name = asked.driver or settings.driver
+        async with self._resolving:  # one at a time, so that slots and the first step's choice are not given twice
+            spec = await self._spec(job, task, asked, driver_name)
+        counting, freezer = cgroups.of_process(pid, job_id)
+        return msgspec.structs.replace(spec, job_cgroups=counting, job_freezer=freezer), driver_name
+
+    async def _spec(self, job: Job, task: Task, asked: GuestRequest, driver_name: str) -> GuestSpec:
+        image = await asyncio.to_thread(self._node.images.files, asked.image)
+        existing = await self._node.driver(driver_name).guests()
+        per = asked.per or self._node.config.guests.per
+        name = decide.guest_name(job.key, per=per, task=task)
+        for guest in existing:
+            if guest.run == job.key:
+                decide.refuse_other_image(
+                    job_id=job.key.job_id,
+                    asked=asked.image,
+                    asked_hash=image.hash,
+                    has=guest.image_name,
+                    has_hash=guest.image,
+                )
+        mine = next((guest for guest in existing if guest.name == name), None)
+        slot = mine.slot if mine else decide.free_slot([guest.slot for guest in existing], limit=SLOTS_MAX)
+        person = await people.person(job.uid)
+        if job.gid >= 0:
+            person = msgspec.structs.replace(person, gid=job.gid)
+        spec = decide.resolve(
+            asked,
+            job=job,
+            task=task,
+            person=person,
+            settings=self._node.config.guests,
+            node=self._node.name,
+            image_hash=image.hash,
+            node_cpus=os.cpu_count() or 1,
+            node_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            slot=slot,
+        )
+        sources = [decide.parse_mount(text).source for text in asked.mounts]
+        return msgspec.structs.replace(spec, mounts=await people.reachable(spec.mounts, person, asked=sources))
+
+    async def _ready(self, connection: socket.socket, spec: GuestSpec, driver_name: str) -> Guest | None:
+        """Return the guest once it is ready; None when the task went away first."""
+        driver = self._node.driver(driver_name)
+        known = {guest.name for guest in await driver.guests()}
+        if spec.name not in known:
+            self._node.journal.add(
+                "guest-starting",
+                f"{spec.clone} clone of {spec.image_name}, {spec.cpus} CPUs, {spec.memory_bytes // 2**20} MiB",
+                job_id=spec.run.job_id,
+                guest=spec.name,
+            )
+        self._node.reporter.poke()
+        making = asyncio.ensure_future(driver.ensure(spec))
+        leaving = asyncio.ensure_future(self._until_gone(connection))
+        try:
+            while not making.done():
+                done, _ = await asyncio.wait([making, leaving], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+                if leaving in done and not making.done():
+                    if spec.per == "task":
+                        await driver.destroy(spec.name)
+                    return None
+                if not done:
+                    text = f"starting a {spec.clone} clone of {spec.image_name} on {spec.node}"
+                    await wire.send(connection, {"status": "wait", "text": text})
+            guest = await making
+        except CarrelError as error:
+            self._node.journal.add("guest-failed", str(error), job_id=spec.run.job_id, guest=spec.name)
+            self._node.reporter.poke()
+            raise
+        finally:
+            leaving.cancel()
+            making.cancel()
+        if spec.name not in known:
+            self._say("guest-ready", f"ready {(guest.ready_s or 0) - guest.started_s:.2f} s after its start", guest)
+        return guest
+
+    async def _runner(self, connection: socket.socket, message: wire.Message) -> None:
+        guest = await self._one(message.get("guest"))
+        _, uid, _ = wire.peer(connection)
+        _require_owner(guest, uid)
+        ident = message.get("id")
+        if not ident.isalnum():
+            raise RefusedError(f"id={ident}: must be letters and digits")
+        entry = await self._node.driver(guest.driver).enter(guest.name, f"carrel.r.{ident}")
+        if not isinstance(entry, Agent):
+            raise RefusedError(f"guest {guest.name} is a node of its own and needs no relay")
+        try:
+            await wire.send(connection, {"status": "ok"}, fd=entry.fd)
+        finally:
+            os.close(entry.fd)
+
+    async def _until_gone(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while await loop.sock_recv(connection, 4096):
+                pass
+
+    async def _node_fault(self, job_id: int, task: Task, error: NodeFaultError) -> None:
+        """Take the node out of scheduling and give the job back: it may do well elsewhere."""
+        self._node.journal.add("node-fault", str(error), job_id=job_id)
+        self._node.reporter.poke()
+        with contextlib.suppress(UnreachableError, RefusedError):
+            await self._node.scheduler.drain(self._node.name, f"carrel: {error}")
+            if task.step == "batch":
+                await self._node.scheduler.requeue(job_id)
+
+    # -- people ------------------------------------------------------------------------------------------------
+
+    async def _named(self, message: wire.Message, uid: int) -> Sequence[Guest]:
+        guests = _visible((await self._node.report()).guests, uid)
+        if name := message.get("guest"):
+            return [guest for guest in guests if guest.name == name]
+        job_id = requests.number(message, "job")
+        return [guest for guest in guests if guest.run is not None and guest.run.job_id == job_id]
+
+    async def _destroy(self, message: wire.Message, uid: int) -> None:
+        guest = await self._one(message.get("guest"))
+        _require_owner(guest, uid)
+        await self.end_guest(guest, f"asked for by uid {uid}")
+
+    async def _one(self, name: str) -> Guest:
+        for driver in self._node.drivers.values():
+            for guest in await driver.guests():
+                if guest.name == name:
+                    return guest
+        raise NotFoundError(f"no guest '{name}' on node {self._node.name}; see: carrel guest list")
+
+    def _say(self, what: str, text: str, guest: Guest) -> None:
+        job_id = guest.run.job_id if guest.run else 0
+        self._node.journal.add(what, text, job_id=job_id, guest=guest.name)
+        self._node.reporter.poke()
+
+
+def _entered(spec: GuestSpec, guest: Guest, slurm_bin: str) -> wire.Fields:
+    return {
+        "status": "ok",
+        "guest": guest.name,
+        "uid": "0" if spec.root else str(spec.uid),
+        "gid": "0" if spec.root else str(spec.gid),
+        "group": [str(gid) for gid in ((0,) if spec.root else spec.groups)],
+        "end_file": guest.end_file,
+        "slurm_bin": slurm_bin,
+    }
+
+
+def _visible(guests: Sequence[Guest], uid: int) -> list[Guest]:
+    return [guest for guest in guests if uid in (0, guest.uid)]
+
+
+def _require_root(uid: int) -> None:
+    if uid != 0:
+        raise RefusedError("only root may say that a job begins or ends")
+
+
+def _require_owner(guest: Guest, uid: int) -> None:
+    if uid not in (0, guest.uid):
+        raise RefusedError(f"guest {guest.name} belongs to {guest.user or guest.uid}, not to uid {uid}")
+
+
+async def _send_json(connection: socket.socket, value: object) -> None:
+    await wire.send(connection, {"status": "ok", "json": msgspec.json.encode(value).decode()})

@@ -1,0 +1,176 @@
+"""carreld: the node's daemon. The only part of Carrel that runs as root.
+
+It answers on one unix socket, looks around every other second, and remembers nothing that it could not find again:
+killed at any instruction, the next one goes on. Running tasks do not notice, since their streams lead to the guest
+directly.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import msgspec
+
+from carrel import __version__, config
+from carrel.daemons import console
+from carrel.daemons.door import Door
+from carrel.daemons.facts import JobFacts
+from carrel.daemons.journal import Journal
+from carrel.daemons.records import Inside, JobRequests
+from carrel.daemons.report import Reporter
+from carrel.daemons.sweep import Sweep
+from carrel.errors import CarrelError, NodeFaultError
+from carrel.images.source import StoreImages
+from carrel.model.report import NodeFacts, NodeReport
+from carrel.ports import Driver, DriverContext, LoadedDriver
+from carrel.slurm.client import SlurmClient
+
+BACKLOG = 256
+
+
+class Node:
+    """Everything that one carreld has in its hands."""
+
+    def __init__(self, settings: config.Config, name: str) -> None:
+        """Take the node's directory; nothing is started yet.
+
+        Raises:
+            CarrelError: another carreld has it.
+        """
+        self.config = settings
+        self.name = name
+        self.directory = settings.node.path(name)
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._lock = _locked(self.directory / "carreld.lock")
+        self.scheduler = SlurmClient(settings.slurm, name)
+        self.facts = JobFacts(self.scheduler)
+        self.requests = JobRequests(self.directory / "jobs")
+        self.inside = Inside(self.directory / "inside")
+        self.reporter = Reporter(settings.controller, self.report, period_s=settings.node.report_period_s)
+        self.journal = Journal(name, self.reporter.tell)
+        self.images = StoreImages(settings.images.path)
+        self.drivers: dict[str, Driver] = {}
+        self._started_s = time.time()
+        self._faults: tuple[str, ...] = ()
+
+    def driver(self, name: str = "") -> Driver:
+        """Return the driver of this name, the site's default where it is empty; it is loaded when first asked for.
+
+        Raises:
+            NodeFaultError: none of this name is installed.
+        """
+        name = name or self.config.guests.driver
+        if name not in self.drivers:
+            points = entry_points(group="carrel.drivers")
+            if name not in points.names:
+                known = ", ".join(sorted(points.names))
+                raise NodeFaultError(f"node {self.name} has no guest driver '{name}'; known: {known}")
+            loaded: type[LoadedDriver] = points[name].load()
+            driver: Driver = loaded.from_context(self._context(name))  # type: ignore[assignment]  # both protocols
+            self.drivers[name] = driver
+        return self.drivers[name]
+
+    def _context(self, name: str) -> DriverContext:
+        default = name == self.config.guests.driver
+        return DriverContext(
+            config=self.config,
+            node=self.name,
+            directory=self.directory / ("guests" if default else f"guests-{name}"),
+            lock=self.directory / "carreld.lock",
+            images=self.images,
+        )
+
+    async def report(self) -> NodeReport:
+        """Return everything that is known, as the controller and ``carrel node show`` get it."""
+        guests = []
+        for driver in self.drivers.values():
+            guests += list(await driver.guests())
+        counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
+        facts = NodeFacts(
+            node=self.name,
+            version=__version__,
+            started_s=self._started_s,
+            accelerator=next((guest.accelerator for guest in guests if guest.accelerator), ""),
+            accelerator_why=next((guest.accelerator_why for guest in guests if guest.accelerator), ""),
+            faults=self._faults,
+        )
+        consoles = {
+            g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
+        }
+        return NodeReport(facts=facts, guests=tuple(counted), consoles=consoles, sent_s=time.time())
+
+    async def check(self) -> None:
+        """Note, in sentences, what keeps this node from running guests."""
+        faults = []
+        for look in (self.driver, self.images.kernel):
+            try:
+                await asyncio.to_thread(look)
+            except CarrelError as error:
+                faults.append(str(error))
+        self._faults = tuple(faults)
+
+    async def serve(self) -> None:
+        """Answer until cancelled."""
+        path = self.directory / "carreld.sock"
+        path.unlink(missing_ok=True)
+        door = Door(self)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            path.chmod(0o666)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            while True:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                door.answer(connection)
+
+    async def run(self) -> None:
+        """Do everything, until a signal."""
+        self.driver()
+        sweep = Sweep(self)
+        works = [self.serve(), self.reporter.run(), sweep.run(), self.check()]
+        tasks = [asyncio.ensure_future(work) for work in works]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])
+        self.journal.add("node-up", f"carreld {__version__} serves node {self.name}")
+        for task in tasks:
+            task.add_done_callback(_say_why)
+        done, pending = await asyncio.wait(tasks[:-1], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait([*pending, tasks[-1]])
+        for task in done:
+            if not task.cancelled():
+                task.result()  # a loop that ended by itself ends carreld, with its reason
+
+
+def main(node: str) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        CarrelError: not root, another carreld serves this node, or the configuration is wrong.
+    """
+    if os.geteuid() != 0:
+        raise CarrelError("carreld must run as root: it makes guests as the users of the jobs")
+    asyncio.run(Node(config.load(), node).run())
+
+
+def _say_why(task: "asyncio.Future[None]") -> None:
+    if not task.cancelled() and (error := task.exception()):
+        print(f"carreld: {error!r}", file=sys.stderr, flush=True)  # noqa: T201  # the service's log
+
+
+def _locked(path: Path) -> int:
+    """Return a descriptor that holds the lock for as long as this process lives; carrel-guard looks at it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CarrelError(f"{path}: another carreld serves this node") from error
+    return descriptor
