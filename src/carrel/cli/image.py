@@ -15,7 +15,6 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from carrel import config, paths
 from carrel.images import make
@@ -81,11 +80,13 @@ def list_(*, as_json: Json = False) -> None:
         for image in images:
             print(msgspec.json.encode(image).decode())
         return
-    table = Table("NAME", "HASH", "SIZE", "CREATED", "DISTRIBUTION", box=None, header_style="", pad_edge=False)
+    rows = [("NAME", "HASH", "SIZE", "CREATED", "DISTRIBUTION")]
     for image in images:
         size = f"{image.disk_bytes // _MIB} MiB"
-        table.add_row(image.name or "-", image.hash[:12], size, image.created, image.distribution or "-")
-    Console(soft_wrap=True).print(table)
+        rows.append((image.name or "-", image.hash[:12], size, image.created, image.distribution or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
 
 
 @app.command

@@ -79,6 +79,7 @@ def _command(recipe: Recipe, include: Sequence[str], *, work: Path, tar: Path) -
         "mmdebstrap",
         f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         "--variant=minbase",
+        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
         f"--include={','.join(sorted({*recipe.packages, *include}))}",
         f"--aptopt={apt_options}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in left_out),

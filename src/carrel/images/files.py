@@ -4,12 +4,14 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from carrel.errors import RefusedError
 
 MIB = 2**20
+_ABANDONED_AFTER_S = 86400.0
 
 
 def write(path: Path, data: bytes) -> None:
@@ -19,7 +21,7 @@ def write(path: Path, data: bytes) -> None:
         RefusedError: the store cannot be written by this user, or is full.
     """
     with as_sentence(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_public(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -43,15 +45,45 @@ def new_directory(path: Path) -> Iterator[Path]:
         RefusedError: the store cannot be written by this user, or is full.
     """
     with as_sentence(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_public(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
-        with contextlib.suppress(OSError) if path.is_dir() else as_sentence(path.parent):
-            temporary.rename(path)
+        with as_sentence(path.parent):
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
     finally:
         remove_tree(temporary)
+
+
+def sync(path: Path) -> None:
+    """Have a file on disk before its name says that it is whole."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def make_public(path: Path) -> None:
+    """Make a directory, with those above it, that all users can read: guests run as the users of jobs."""
+    for directory in reversed((path, *path.parents)):
+        if not directory.exists():
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o755)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what processes that were killed had begun in ``directory``, a day after."""
+    for path in (*directory.glob(".new-*"), *directory.glob(".gone-*")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime < _ABANDONED_AFTER_S:
+                continue
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink()
 
 
 def remove_tree(path: Path) -> None:
@@ -73,9 +105,11 @@ def require_space(
     """Refuse before anything is written when the store's file system cannot hold it; ``hint`` is what to see.
 
     Raises:
-        RefusedError: less than ``needed_bytes`` are free.
+        RefusedError: less than ``needed_bytes`` are free, or this user may not write.
     """
     exists = next(path for path in (store, *store.parents) if path.exists())
+    if not os.access(exists, os.W_OK):
+        raise RefusedError(f"{store}: not writable by you; run this as its owner, or see: {hint}")
     free_bytes = shutil.disk_usage(exists).free
     if free_bytes < needed_bytes:
         raise RefusedError(

@@ -128,7 +128,7 @@ def require_subordinate_ids() -> None:
 def _staged(store: Store) -> Iterator[Path]:
     """The disk is written inside the store, so that it need only be renamed."""
     with files.as_sentence(store.path):
-        (store.path / "images").mkdir(parents=True, exist_ok=True)
+        files.make_public(store.path / "images")
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=store.path / "images"))
         staged.chmod(0o755)
     try:

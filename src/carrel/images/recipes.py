@@ -29,6 +29,7 @@ RECIPES = {
                 "netbase",  # /etc/protocols, /etc/services
                 "procps",  # ps, free, uptime: what runs here?
                 "python3-minimal",  # the language of many job scripts
+                "usr-is-merged",  # /usr is merged from the start, so usrmerge need not bring perl
             ),
             epoch_s=1686355200,  # 2023-06-10
             needed_bytes=900 * 2**20,

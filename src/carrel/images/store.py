@@ -115,6 +115,7 @@ class Store:
         home = self._home(image.hash)
         if self._read(image.hash) is None:
             with files.new_directory(home) as new:
+                files.sync(staged / "root.img")
                 (staged / "root.img").rename(new / "root.img")
                 (new / "root.img").chmod(0o644)
                 files.write(new / "image.json", msgspec.json.format(msgspec.json.encode(image), indent=2) + b"\n")
@@ -137,11 +138,13 @@ class Store:
         return image
 
     def prune(self) -> Sequence[Image]:
-        """Remove the images that no name stands for, and return them."""
+        """Remove the images that no name stands for, and return them; also what killed builds left a day ago."""
         unused = self.untagged()
         with files.as_sentence(self.path):
             for image in unused:
                 self._discard(image.hash)
+            for directory in ("images", "tags", "kernels", "initramfs"):
+                files.sweep(self.path / directory)
         return unused
 
     def verify(self, name: str) -> Image:
