@@ -171,7 +171,7 @@ def carrel_toml(place: Place, image_store: Path) -> str:
     """Return carrel.toml. Lines of the caller come last; a table of theirs may be one of ours."""
     layout = place.layout
     ours: dict[str, dict[str, str | float]] = {
-        "slurm": {"conf": str(layout.slurm_conf)},
+        "slurm": {"conf": str(layout.slurm_conf), "spool_dir": f"{layout.root}/spool/{{node}}"},
         "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
