@@ -1,0 +1,184 @@
+/* Everything that a session started: how it is found, signalled and ended.
+ *
+ * In a guest the session has a cgroup, which nothing leaves. Where there is no cgroup v2, the session's process is the
+ * reaper of its orphans, so that whatever it started is below it in the process tree.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "session.h"
+#include "wire.h"
+
+enum { END_ROUNDS = 40, END_ROUND_MS = 50 };
+
+#define CGROUPS "/sys/fs/cgroup/carrel"
+
+struct process {
+	pid_t pid, parent;
+	bool ours;
+};
+
+struct processes {
+	struct process *list;
+	size_t count, size;
+};
+
+static pid_t parent_of(pid_t pid)
+{
+	char path[64];
+	char text[512];
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	ssize_t got = read(fd, text, sizeof text - 1);
+	close(fd);
+	text[got > 0 ? got : 0] = '\0';
+	/* The command's name may hold blanks and parentheses; the last one closes it. */
+	const char *after = strrchr(text, ')');
+	int parent = 0;
+	return after != NULL && sscanf(after + 1, " %*c %d", &parent) == 1 ? parent : 0;
+}
+
+static struct processes all_processes(void)
+{
+	struct processes all = {0};
+	DIR *proc = opendir("/proc");
+	const struct dirent *entry;
+	while (proc != NULL && (entry = readdir(proc)) != NULL) {
+		pid_t pid = (pid_t)atoi(entry->d_name);
+		if (pid <= 0)
+			continue;
+		if (all.count == all.size) {
+			all.size = all.size == 0 ? 128 : all.size * 2;
+			all.list = must_have(realloc(all.list, all.size * sizeof *all.list));
+		}
+		all.list[all.count++] = (struct process){.pid = pid, .parent = parent_of(pid)};
+	}
+	if (proc != NULL)
+		closedir(proc);
+	return all;
+}
+
+static bool is_ours(const struct processes *all, pid_t pid)
+{
+	for (size_t i = 0; i < all->count; i++)
+		if (all->list[i].pid == pid)
+			return all->list[i].ours;
+	return false;
+}
+
+static void signal_descendants(int signal_number)
+{
+	struct processes all = all_processes();
+	bool more = true;
+	while (more) {
+		more = false;
+		for (size_t i = 0; i < all.count; i++) {
+			struct process *p = &all.list[i];
+			if (!p->ours && (p->parent == getpid() || is_ours(&all, p->parent)))
+				p->ours = more = true;
+		}
+	}
+	for (size_t i = 0; i < all.count; i++)
+		if (all.list[i].ours)
+			kill(all.list[i].pid, signal_number);
+	free(all.list);
+}
+
+static void signal_cgroup(const char *directory, int signal_number)
+{
+	char path[160];
+	int pid = 0;
+	snprintf(path, sizeof path, "%s/cgroup.procs", directory);
+	FILE *list = fopen(path, "re");
+	while (list != NULL && fscanf(list, "%d", &pid) == 1)
+		kill(pid, signal_number);
+	if (list != NULL)
+		fclose(list);
+}
+
+void session_signal(const struct session *session, int signal_number, bool all)
+{
+	if (session->leader <= 0)
+		return;
+	if (!all || !session->is_root_of_all) {
+		if (!session->leader_ended)
+			kill(session->leader, signal_number);
+	} else if (session->cgroup[0] != '\0')
+		signal_cgroup(session->cgroup, signal_number);
+	else
+		signal_descendants(signal_number);
+}
+
+void session_make_cgroup(struct session *session, const char *name)
+{
+	struct stat facts;
+	int needed = snprintf(session->cgroup, sizeof session->cgroup, CGROUPS "/%s", name);
+	if (needed >= (int)sizeof session->cgroup || strchr(name, '/') != NULL || geteuid() != 0 ||
+	    stat("/sys/fs/cgroup/cgroup.procs", &facts) != 0 ||
+	    (mkdir(CGROUPS, 0755) != 0 && errno != EEXIST) ||
+	    (mkdir(session->cgroup, 0755) != 0 && errno != EEXIST))
+		session->cgroup[0] = '\0';
+}
+
+static void kill_cgroup(const char *directory)
+{
+	char path[160];
+	snprintf(path, sizeof path, "%s/cgroup.kill", directory);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, "1", 1) == 1;
+	if (fd >= 0)
+		close(fd);
+	if (!done) /* a kernel before 5.14 */
+		signal_cgroup(directory, SIGKILL);
+}
+
+static bool all_are_reaped(struct session *session)
+{
+	for (;;) {
+		pid_t pid = waitpid(-1, NULL, WNOHANG);
+		if (pid == 0)
+			return false;
+		if (pid < 0)
+			return errno == ECHILD;
+		if (pid == session->leader)
+			session->leader_ended = true;
+	}
+}
+
+void session_end_all(struct session *session)
+{
+	if (!session->is_root_of_all) {
+		/* A host's srun that dies leaves the rest to its own shepherd, as it does without a guest. */
+		session_signal(session, SIGKILL, false);
+		return;
+	}
+	for (int round = 0; round < END_ROUNDS; round++) {
+		struct pollfd child = {.fd = session->signals, .events = POLLIN};
+		struct signalfd_siginfo info;
+		if (session->cgroup[0] != '\0')
+			kill_cgroup(session->cgroup);
+		else
+			signal_descendants(SIGKILL);
+		if (all_are_reaped(session))
+			break;
+		if (poll(&child, 1, END_ROUND_MS) > 0 && read(session->signals, &info, sizeof info) < 0)
+			break;
+	}
+	if (session->cgroup[0] != '\0')
+		rmdir(session->cgroup);
+	if (session->command.script_path != NULL && session->command.script != NULL)
+		unlink(session->command.script_path);
+}
