@@ -1,1 +1,9 @@
 """For plug-in authors: fakes, fixtures and contract suites. Public, and kept stable."""
+
+from carrel.drivers.fake import FakeDriver
+from carrel.slurm.fake import FakeSlurm
+from carrel.testing.bank import FakeBank
+from carrel.testing.drivers import DriverContract
+from carrel.testing.fuse import Fuse, PowerCut
+
+__all__ = ["DriverContract", "FakeBank", "FakeDriver", "FakeSlurm", "Fuse", "PowerCut"]
