@@ -109,11 +109,7 @@ class Assembly:
             teardown.remove_cgroups(self.place.nodes)
 
     def _refuse_what_cannot_work(self) -> None:
-        root = self.layout.root
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise RefusedError(
-                f"{root}: not an empty directory; is a sandbox there? see: carrel sandbox down --dir {root}"
-            )
+        self.layout.check(guests=self._spec.guests)
         needed = ["munged", "slurmctld", "slurmd", "sinfo"]
         needed += ["mariadb-install-db", "mariadbd", "slurmdbd", "sacctmgr"] if self._spec.slurmdbd else []
         needed += ["ip", "nsenter", "unshare"] if self._spec.netns else []

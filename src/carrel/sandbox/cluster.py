@@ -8,13 +8,13 @@
 
 import os
 import pwd
+import secrets
 import select
 import shutil
 import signal as signals
 import socket
 import subprocess  # carrel.process raises on a status other than 0; a test wants to see it
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -61,7 +61,7 @@ class Remote:
             sock.sendall(msgspec.json.encode(ask) + b"\n")
             answer = msgspec.json.decode(sock.makefile("rb").readline(), type=Tell)
         if answer.facts is None:
-            raise CarrelError(answer.error)
+            raise _error(answer.error, answer.exit_code)
         return answer.facts
 
     def pid(self, name: str) -> int:
@@ -132,9 +132,9 @@ class Sandbox(Remote):
         ``dir`` must be absent or empty; None is a new directory below /tmp. ``say`` is told what takes
         longer than two seconds.
         """
-        made = dir or Path(tempfile.mkdtemp(prefix="carrel-", dir="/tmp"))  # short, for sockets
-        super().__init__(made.absolute())
-        self._made = dir is None
+        # Not $TMPDIR: paths of unix sockets are short. The harness makes it, and refuses one that another user made.
+        somewhere = f"/tmp/carrel-{secrets.token_hex(4)}"  # noqa: S108  # see above
+        super().__init__((dir or Path(somewhere)).absolute())
         self._say = say
         self._harness: subprocess.Popen[bytes] | None = None
         self._facts: Facts | None = None
@@ -198,6 +198,7 @@ class Sandbox(Remote):
         Raises:
             CarrelError: something stayed; the sentence names it.
         """
+        was_up = self._facts is not None
         harness, self._harness, self._facts = self._harness, None, None
         if harness is None:
             return
@@ -208,9 +209,7 @@ class Sandbox(Remote):
         status = harness.wait(timeout=STOP_TIMEOUT_S)
         if harness.stdout is not None:
             harness.stdout.close()
-        if self._made and self.dir.is_dir() and not any(self.dir.iterdir()):
-            self.dir.rmdir()
-        elif self._made and self.dir.exists() and status != 0:
+        if status != 0 and was_up:
             raise CarrelError(f"{self.dir}: not all could be removed; see {self.layout.log}/harness.log")
 
     def let_go(self) -> Facts:
@@ -276,7 +275,7 @@ class Sandbox(Remote):
             if told.facts is not None:
                 return told.facts
             if told.error:
-                raise CarrelError(f"sandbox: {told.error}")
+                raise _error(f"sandbox: {told.error}", told.exit_code)
             self._say(told.progress)
         raise CarrelError(f"sandbox: its harness ended with {harness.wait()} and said nothing")
 
@@ -284,3 +283,10 @@ class Sandbox(Remote):
         if self._facts is None:
             raise CarrelError(f"sandbox in {self.dir}: not started")
         return self._facts
+
+
+def _error(text: str, exit_code: int) -> CarrelError:
+    """Return the harness's error as it was there: with its exit code."""
+    error = CarrelError(text)
+    error.exit_code = exit_code
+    return error

@@ -130,7 +130,9 @@ class Harness:
                 line = client.makefile("rb").readline(_READ_BYTES)
                 try:
                     reply = self._obey(msgspec.json.decode(line, type=Ask))
-                except (CarrelError, msgspec.DecodeError) as error:
+                except CarrelError as error:
+                    reply = Tell(error=str(error), exit_code=error.exit_code)
+                except msgspec.DecodeError as error:
                     reply = Tell(error=str(error))
                 client.sendall(msgspec.json.encode(reply) + b"\n")
             except OSError as error:
@@ -187,13 +189,13 @@ def main() -> int:
         harness.start()
         harness.serve()
     except CarrelError as error:
-        tell(Tell(error=str(error)))
+        tell(Tell(error=str(error), exit_code=error.exit_code))
         status = 1
     finally:
         try:
             harness.stop()
         except CarrelError as error:
-            tell(Tell(error=str(error)))
+            tell(Tell(error=str(error), exit_code=error.exit_code))
             status = 1
     return status
 

@@ -1,15 +1,17 @@
 """Where everything of a sandbox is: one directory, deleted with it."""
 
 import os
+import stat
 import sys
 from pathlib import Path
 
 import msgspec
 
-from carrel.errors import UsageError
+from carrel.errors import RefusedError, UsageError
 
 _SOCKET_MAX_BYTES = 107
-_LONGEST_SOCKET = "nodes/c50/guests/1234567.1700000000.0.1234567.12345/control.sock"
+_DEEPEST_SOCKET = "spool/c50/c50_1234567.4294967291"
+_DEEPEST_GUEST_SOCKET = "nodes/c50/guests/1234567.1700000000.0.1234567.12345/control.sock"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -87,15 +89,33 @@ class Layout(msgspec.Struct, frozen=True):
             "PATH": ":".join([ours, *rest]),
         }
 
-    def make(self, nodes: tuple[str, ...]) -> None:
-        """Create the directories; modes allow any user of the machine to be a user of the cluster.
+    def check(self, *, guests: bool) -> None:
+        """Refuse a place that cannot be a sandbox, or that holds something already.
 
         Raises:
             UsageError: the path is so long that unix sockets below it cannot be.
+            RefusedError: it is not an empty directory, or another user's: they could replace what root starts.
         """
-        spare = _SOCKET_MAX_BYTES - len(_LONGEST_SOCKET) - 1
+        deepest = _DEEPEST_GUEST_SOCKET if guests else _DEEPEST_SOCKET
+        spare = _SOCKET_MAX_BYTES - len(deepest) - 1
+        self._refuse_what_is_taken()
         if len(os.fsencode(self.root)) > spare:
             raise UsageError(f"--dir {self.root}: longer than {spare} bytes, no room for unix sockets below it")
+
+    def _refuse_what_is_taken(self) -> None:
+        try:
+            found = self.root.lstat()
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(found.st_mode) or any(self.root.iterdir()):
+            raise RefusedError(
+                f"{self.root}: not an empty directory; is a sandbox there? see: carrel sandbox down --dir {self.root}"
+            )
+        if found.st_uid != os.getuid():
+            raise RefusedError(f"{self.root}: belongs to uid {found.st_uid}, not to you; choose another --dir")
+
+    def make(self, nodes: tuple[str, ...]) -> None:
+        """Create the directories; modes allow any user of the machine to be a user of the cluster."""
         self.root.mkdir(exist_ok=True)
         self.root.chmod(0o755)
         names = ["etc", "run", "log", "state", "libexec", "maps", "nodes", "spool", "tmp"]

@@ -77,4 +77,6 @@ class Tell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     progress: str = ""
     error: str = ""
+    exit_code: int = 1
+    """What the command line exits with for ``error``."""
     facts: Facts | None = None
