@@ -38,6 +38,11 @@ class Fuse:
         self._left -= 1
         return self._left < 0
 
+    @staticmethod
+    def _cut(blows: bool) -> None:
+        if blows:
+            raise PowerCut
+
     def guard(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``call``, counted."""
 
@@ -45,19 +50,20 @@ class Fuse:
             blows = self._blows()
             if blows and not self._late:
                 raise PowerCut
-            result = await call(*args, **kwargs)
-            if blows:
-                raise PowerCut
-            return result
+            try:
+                return await call(*args, **kwargs)
+            finally:
+                # Also when the call was refused: nobody is left to read the refusal.
+                self._cut(blows)
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             blows = self._blows()
             if blows and not self._late:
                 raise PowerCut
-            result = call(*args, **kwargs)
-            if blows:
-                raise PowerCut
-            return result
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._cut(blows)
 
         return guarded_async if inspect.iscoroutinefunction(call) else guarded
 
