@@ -81,16 +81,14 @@ class QemuDriver:
         await asyncio.to_thread(directory.remove)
 
     async def enter(self, name: str, port: str) -> Entry:
-        directory = self._directory(name)
-        if not directory.path.exists():
-            raise NotFoundError(f"no guest {name} on this node; see: carrel guest list")
+        directory = self._existing(name)
         if ended := directory.end():
             raise RefusedError(ended[1])
         monitor = await self._monitor(directory)
         return Agent(fd=await monitor.add_port(port))
 
     async def suspend(self, name: str, *, suspended: bool) -> None:
-        directory = self._directory(name)
+        directory = self._existing(name)
         monitor = await self._monitor(directory)
         if suspended == await monitor.stopped():
             return
@@ -107,7 +105,7 @@ class QemuDriver:
             control.close()
 
     async def read(self, name: str) -> Counters:
-        directory = self._directory(name)
+        directory = self._existing(name)
         qemu = directory.pids().get("qemu")
         if qemu is None or not qemu.alive:
             return Counters()
@@ -117,6 +115,12 @@ class QemuDriver:
 
     def _directory(self, name: str) -> GuestDirectory:
         return GuestDirectory(self._context.directory / name)
+
+    def _existing(self, name: str) -> GuestDirectory:
+        directory = self._directory(name)
+        if not directory.path.exists():
+            raise NotFoundError(f"no guest {name} on this node; see: carrel guest list")
+        return directory
 
     def _look(self, directory: GuestDirectory) -> Guest:
         record = directory.read()

@@ -1,0 +1,81 @@
+"""The qemu driver keeps the promises of every driver, with real guests under emulation."""
+
+import asyncio
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from carrel import config
+from carrel.drivers.qemu.driver import QemuDriver
+from carrel.errors import RefusedError
+from carrel.images.source import StoreImages
+from carrel.model.guest import GuestSpec
+from carrel.ports import Driver, DriverContext
+from carrel.testing import DriverContract
+
+pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(300)]
+
+
+class TestQemu(DriverContract):
+    def make(self, where: Path) -> Driver:
+        # Held for the life of the test process, as by a living carreld; else the guards would see an ended job.
+        lock = os.open(where / "carreld.lock", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX) if not _held(where) else os.close(lock)
+        settings = config.Config(
+            guests=config.Guests(accelerator="tcg"), slurm=config.Slurm(spool_dir=str(where / "spool"))
+        )
+        context = DriverContext(
+            config=settings,
+            node="c1",
+            directory=where / "guests",
+            lock=where / "carreld.lock",
+            images=StoreImages(settings.images.path),
+        )
+        return QemuDriver.from_context(context)
+
+    def spec(self, name: str) -> GuestSpec:
+        return msgspec.structs.replace(super().spec(name), image="debian12", image_name="debian12")
+
+    async def check_gone(self, driver: Driver, spec: GuestSpec) -> None:
+        assert _processes_of(spec.name) == []
+
+    def test_a_guest_that_died_is_refused_with_the_reason_and_not_made_anew(self) -> None:
+        self._run(self._died())
+
+    async def _died(self) -> None:
+        async with self._driver() as (driver, _):
+            spec = self.spec("4711.9.0")
+            guest = await driver.ensure(spec)
+            os.kill(guest.pid, 9)
+            async with asyncio.timeout(10):
+                while (await driver.guests())[0].state != "down":  # noqa: ASYNC110  # another process makes it so
+                    await asyncio.sleep(0.01)
+            with pytest.raises(RefusedError, match="killed by signal 9"):
+                await driver.enter(spec.name, "a")
+            with pytest.raises(RefusedError, match="killed by signal 9"):
+                await driver.ensure(spec)
+
+
+def _processes_of(guest: str) -> list[str]:
+    named = f"guest={guest},".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if named in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
+
+
+def _held(where: Path) -> bool:
+    probe = os.open(where / "carreld.lock", os.O_RDWR)
+    try:
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(probe)
+    return False
