@@ -11,14 +11,14 @@ app = App(name="serve", help="The daemons.")
 def node(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -> None:
     """Run carreld, the daemon of one node: makes and unmakes its guests. Needs root."""
     # Each daemon is imported only where it runs: the controller's libraries are absent on a node.
-    from carrel.daemons import node as daemon  # noqa: PLC0415
+    from carrel.daemons.node import main  # noqa: PLC0415
 
-    daemon.main(node)
+    main(node)
 
 
 @app.command
 def controller() -> None:
     """Run carrelctld, the cluster's daemon: collects what the nodes report, for the CLI and REST."""
-    from carrel.daemons import controller as daemon  # noqa: PLC0415
+    from carrel.daemons.controller import main  # noqa: PLC0415
 
-    daemon.main()
+    main()

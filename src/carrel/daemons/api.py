@@ -182,6 +182,7 @@ def create(service: Service) -> Litestar:
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
         exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
+        logging_config=None,  # the daemon's own
         request_max_body_size=64 * 2**20,
     )
     app.state.service = service

@@ -1,0 +1,147 @@
+"""Where the commands get their facts: carrelctld for the cluster; where it is silent, this machine's carrelds.
+
+A node's own view is less than the cluster's, so the user is told on stderr whenever it stands in.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from carrel import wire
+from carrel.cli import output
+from carrel.config import Config
+from carrel.daemons import maps, transport, views
+from carrel.errors import CarrelError, NotFoundError, UnreachableError
+from carrel.model.guest import Guest
+from carrel.model.report import NodeReport
+
+_T = TypeVar("_T")
+
+
+def local_nodes(settings: Config) -> list[str]:
+    """Return the names of the nodes whose carreld has its directory on this machine; a sandbox has several."""
+    before, marker, after = settings.node.dir.partition("{node}")
+    if not marker:
+        return []
+    # The name may be a part of a directory's name, or all of it: /var/spool/carrel-{node}/state.
+    parent, _, prefix = before.rpartition("/")
+    suffix, _, rest = after.partition("/")
+    pattern = f"{prefix}*{suffix}/{rest}".rstrip("/") + "/carreld.sock"
+    names = (path.relative_to(parent or "/").parts[0] for path in Path(parent or "/").glob(pattern))
+    return sorted(name.removeprefix(prefix).removesuffix(suffix) for name in names)
+
+
+def ask_node(settings: Config, node: str, verb: str, **words: str) -> Any:
+    """Ask the carreld of a node on this machine; its answer as JSON.
+
+    Raises:
+        UnreachableError: it does not answer, or the node is not on this machine.
+    """
+    message = wire.call(settings.node.path(node) / "carreld.sock", {"verb": verb, **words})
+    return wire.answer(message)
+
+
+def guests(settings: Config, *, job_id: int | None = None) -> list[views.GuestView]:
+    """Return the guests that the caller may see.
+
+    Raises:
+        UnreachableError: neither carrelctld nor a carreld of this machine answers.
+    """
+    path = "/v1/guests" if job_id is None else f"/v1/guests?job={job_id}"
+    found = _ask(settings, path, list[views.GuestView], lambda: _local_guests(settings))
+    return [guest for guest in found if job_id is None or guest.job_id == job_id]
+
+
+def nodes(settings: Config) -> list[views.NodeView]:
+    """Return the nodes that carrelctld has heard of, or those of this machine."""
+    return _ask(
+        settings,
+        "/v1/nodes",
+        list[views.NodeView],
+        lambda: [views.node_view(report, heard_s=report.sent_s, silent=False) for report in _local_reports(settings)],
+    )
+
+
+def events(settings: Config, job_id: int) -> list[views.EventView]:
+    """Return what happened to a job, oldest first."""
+
+    def local() -> list[views.EventView]:
+        found = [event for report in _local_reports(settings) for event in report.events if event.job_id == job_id]
+        return [views.event_view(event) for event in sorted(found, key=lambda event: event.time_s)]
+
+    return _ask(settings, f"/v1/jobs/{job_id}/events", list[views.EventView], local)
+
+
+def slot_map(settings: Config, job_id: int) -> list[views.Slot]:
+    """Return where each guest of a job is.
+
+    Raises:
+        NotFoundError: the job has no guests.
+    """
+
+    def local() -> list[views.Slot]:
+        reports = _local_reports(settings)
+        mine = [g for report in reports for g in report.guests if g.run is not None and g.run.job_id == job_id]
+        if not mine:
+            raise NotFoundError(f"job {job_id} has no guests here; see: carrel job show {job_id}")
+        return maps.slots(mine, {})
+
+    return _ask(settings, f"/v1/jobs/{job_id}/map", list[views.Slot], local)
+
+
+def consoles(settings: Config, guest: str, node: str) -> list[views.Console]:
+    """Return the ends of consoles that carrelctld holds.
+
+    Raises:
+        NotFoundError: it holds none of this guest.
+        UnreachableError: it does not answer; a machine's own consoles are files.
+    """
+    answer = _controller(settings, f"/v1/consoles/{quote(guest, safe='')}?node={quote(node, safe='')}")
+    return msgspec.convert(answer, list[views.Console])
+
+
+def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -> _T:
+    try:
+        return msgspec.convert(_controller(settings, path), kind)
+    except UnreachableError as error:
+        here = local_nodes(settings)
+        if not here:
+            raise
+        found = local()
+        output.say(f"{error}; what follows is known to this machine alone ({', '.join(here)})")
+        return found
+
+
+def _controller(settings: Config, path: str) -> object:
+    return transport.decoded(asyncio.run(transport.request(settings.controller, "GET", path)))
+
+
+def _local_guests(settings: Config) -> list[views.GuestView]:
+    return [
+        views.guest_view(guest)
+        for found in _each_local(settings, "list")
+        for guest in msgspec.convert(found, list[Guest])
+    ]
+
+
+def _local_reports(settings: Config) -> list[NodeReport]:
+    return [msgspec.convert(found, NodeReport) for found in _each_local(settings, "status")]
+
+
+def _each_local(settings: Config, verb: str) -> Sequence[object]:
+    """Ask every carreld here; one that does not answer is named, and the others still count."""
+    found = []
+    problem: CarrelError | None = None
+    for node in local_nodes(settings):
+        try:
+            found.append(ask_node(settings, node, verb))
+        except UnreachableError as error:
+            problem = error
+            output.say(f"node {node} left out: {error}")
+    if problem is not None and not found:
+        raise problem
+    return found

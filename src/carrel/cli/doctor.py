@@ -1,0 +1,268 @@
+"""Why a node cannot run guests, in sentences: each check looks at one thing, and a problem names the next step.
+
+It changes nothing, and it boots nothing: whether KVM really boots a guest is carreld's to find out and tell.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from carrel import paths, process
+from carrel.cli import api, output
+from carrel.config import Config
+from carrel.errors import CarrelError
+from carrel.images.kernel import kernels
+from carrel.images.store import Store
+from carrel.model.report import NodeReport
+from carrel.slurm import version
+from carrel.slurm.client import SlurmClient
+
+FREE_MIN_BYTES = 2 * 2**30
+"""Less room than this, and the next image or the overlays of a few guests fill the disk."""
+
+_PROGRAMS = ("carrel-enter", "carrel-agent", "carrel-guard", "carrel-hook")
+_PLUGIN = "spank_carrel.so"
+_INCLUDES_MAX = 8
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    ok: bool
+    what: str
+    next: str = ""
+    node: str = ""
+
+
+def examine(settings: Config, nodes: list[str]) -> list[Check]:
+    """Look at what all nodes of this machine share, then at each carreld. Every check runs, whatever others found."""
+    slurm = _slurm_settings(settings)
+    shared: tuple[Callable[[], Iterator[Check]], ...] = (
+        _qemu,
+        lambda: _accelerator(settings),
+        lambda: _images(settings),
+        lambda: _guest_kernel(settings),
+        _programs,
+        lambda: _slurm(settings, slurm),
+        lambda: _plugstack(settings, slurm),
+        lambda: _hooks(slurm),
+        lambda: _cgroups(slurm),
+    )
+    found = [check for look in shared for check in look()]
+    for node in nodes:
+        found += [msgspec.structs.replace(check, node=node) for check in _carreld(settings, node)]
+    return found
+
+
+def _ok(what: str) -> Check:
+    return Check(ok=True, what=what)
+
+
+def _problem(what: str, then: str) -> Check:
+    return Check(ok=False, what=what, next=then)
+
+
+def _carreld(settings: Config, node: str) -> Iterator[Check]:
+    where = settings.node.path(node) / "carreld.sock"
+    try:
+        report = msgspec.convert(api.ask_node(settings, node, "status"), NodeReport)
+    except CarrelError as error:
+        yield _problem(
+            f"node {node}: {str(error).partition(';')[0]}", f"start it as root: carrel serve node --node {node}"
+        )
+        return
+    yield _ok(f"node {node}: carreld {report.facts.version} answers at {where}")
+    for fault in report.facts.faults:
+        yield _problem(f"node {node}: {fault}", f"repair it, then: carrel node check {node}")
+    if report.facts.accelerator:
+        yield _ok(
+            f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
+        )
+
+
+def _qemu() -> Iterator[Check]:
+    for name, package in (("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")):
+        path = shutil.which(name)
+        if path is None:
+            yield _problem(f"{name} is not installed", f"apt-get install {package}")
+            continue
+        try:
+            first = process.run([path, "--version"], timeout_s=10).partition("\n")[0]
+        except CarrelError as error:
+            yield _problem(str(error), f"apt-get install --reinstall {package}")
+        else:
+            yield _ok(f"{path}: {first}")
+
+
+def _accelerator(settings: Config) -> Iterator[Check]:
+    chosen = settings.guests.accelerator
+    kvm = Path("/dev/kvm")
+    if chosen == "tcg":
+        yield _ok("guests.accelerator = tcg: guests are emulated, by choice")
+    elif os.access(kvm, os.R_OK | os.W_OK):
+        yield _ok(f"guests.accelerator = {chosen}: {kvm} opens; whether a guest boots with it, carreld finds out")
+    elif chosen == "auto":
+        yield _ok(f"guests.accelerator = auto: {kvm} cannot be opened here, so guests are emulated")
+    else:
+        why = "cannot be opened by you" if kvm.exists() else "does not exist"
+        yield _problem(
+            f"guests.accelerator = kvm, and {kvm} {why}",
+            'modprobe kvm_intel or kvm_amd, or choose emulation: accelerator = "tcg" in [guests]',
+        )
+
+
+def _images(settings: Config) -> Iterator[Check]:
+    store = settings.images.path
+    try:
+        names = Store(store).names()
+        free_bytes = shutil.disk_usage(store).free
+    except (OSError, CarrelError) as error:
+        yield _problem(f"image store {store}: {error}", "carrel image build debian12, or set images.store")
+        return
+    if names:
+        yield _ok(f"image store {store}: {', '.join(names)}")
+    else:
+        yield _problem(f"image store {store} has no image", "carrel image build debian12")
+    if free_bytes < FREE_MIN_BYTES:
+        yield _problem(f"image store {store}: {output.size(free_bytes)} free", "carrel image prune")
+    else:
+        yield _ok(f"image store {store}: {output.size(free_bytes)} free")
+
+
+def _guest_kernel(settings: Config) -> Iterator[Check]:
+    store = settings.images.path
+    found = kernels(store)
+    if not found:
+        yield _problem(f"no kernel for guests in {store / 'kernels'}", "carrel image build debian12")
+        return
+    yield _ok(f"guests boot kernel {found[-1].name}")
+    if any((store / "initramfs").glob("*.cpio")):
+        yield _ok(f"initramfs in {store / 'initramfs'}")
+    else:
+        yield _problem(f"no initramfs in {store / 'initramfs'}", "carrel image build debian12")
+
+
+def _programs() -> Iterator[Check]:
+    where = paths.libexec()
+    missing = [name for name in _PROGRAMS if not os.access(where / name, os.X_OK)]
+    if missing:
+        yield _problem(f"not in {where}, or not executable: {', '.join(missing)}", "make native, or make install")
+    else:
+        yield _ok(f"{where}: {', '.join(_PROGRAMS)}")
+
+
+def _slurm_settings(settings: Config) -> dict[str, str] | CarrelError:
+    try:
+        return asyncio.run(SlurmClient(settings.slurm).settings())
+    except CarrelError as error:
+        return error
+
+
+def _slurm(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    if isinstance(slurm, CarrelError):
+        yield _problem(
+            str(slurm), "is slurmctld up? scontrol ping; set slurm.bin_dir and slurm.conf if they are elsewhere"
+        )
+        return
+    try:
+        release = version.installed(settings.slurm)
+    except CarrelError as error:
+        yield _problem(str(error), "set slurm.bin_dir")
+        return
+    if release.plugins < version.OLDEST:
+        yield _problem(f"Slurm {release} is older than 22.05", "upgrade Slurm")
+    else:
+        yield _ok(f"Slurm {release}, cluster {slurm.get('ClusterName', '?')}")
+
+
+def _plugstack(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    """Find the line that Slurm would load, and compare what it was built for with what is installed."""
+    conf = "" if isinstance(slurm, CarrelError) else slurm.get("PlugStackConfig", "")
+    beside = settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf")
+    path = Path(conf) if conf.startswith("/") else Path(beside).with_name("plugstack.conf")
+    line = f"required {paths.libexec() / _PLUGIN}"
+    loaded = next(iter(_plugins(path)), None)
+    if loaded is None:
+        yield _problem(f"{path} loads no {_PLUGIN}", f"add this line to it: {line}")
+        return
+    try:
+        built = version.built_for(loaded)
+        runs = version.installed(settings.slurm)
+    except CarrelError as error:
+        yield _problem(str(error), f"make native; then in {path}: {line}")
+        return
+    if built.plugins != runs.plugins:
+        yield _problem(
+            f"{loaded} was built for Slurm {built}, and {runs} is installed", "make clean native, or make install"
+        )
+    else:
+        yield _ok(f"{path} loads {loaded}, built for Slurm {built}")
+
+
+def _plugins(path: Path, depth: int = 0) -> Iterator[Path]:
+    """Yield the paths of our plug-in in a plugstack.conf and in what it includes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return
+    for words in (line.partition("#")[0].split() for line in lines):
+        if len(words) >= 2 and words[0] == "include" and depth < _INCLUDES_MAX:
+            pattern = Path(words[1])
+            for other in sorted(pattern.parent.glob(pattern.name)):
+                yield from _plugins(other, depth + 1)
+        elif len(words) >= 2 and words[0] in {"required", "optional"} and Path(words[1]).name == _PLUGIN:
+            yield Path(words[1])
+
+
+def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    if isinstance(slurm, CarrelError):
+        return
+    hook = paths.libexec() / "carrel-hook"
+    for name, late in (("Prolog", "guests start late"), ("Epilog", "the node is handed on before its guest is gone")):
+        value = slurm.get(name, "(null)")
+        if any(_calls_hook(path) for path in _scripts(value)):
+            yield _ok(f"{name} = {value} calls carrel-hook")
+        else:
+            yield _problem(f"{name} = {value} does not call carrel-hook: {late}", f"call {hook} {name.lower()} in it")
+
+
+def _scripts(value: str) -> list[Path]:
+    """Slurm takes a path, a pattern, or (later releases) several with commas between."""
+    found: list[Path] = []
+    for item in value.replace("(null)", "").split(","):
+        path = Path(item.strip())
+        if path.is_absolute():
+            found += sorted(path.parent.glob(path.name))
+    return found
+
+
+def _calls_hook(script: Path) -> bool:
+    if script.resolve().name == "carrel-hook":
+        return True
+    try:
+        return "carrel-hook" in script.read_text(errors="replace")
+    except OSError:
+        return False
+
+
+def _cgroups(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    root = Path("/sys/fs/cgroup")
+    kind = "" if isinstance(slurm, CarrelError) else slurm.get("ProctrackType", "")
+    if kind == "proctrack/linuxproc":
+        yield _ok("ProctrackType = proctrack/linuxproc: it works, but Slurm does not bound a job's memory")
+        return
+    unified = root / "cgroup.controllers"
+    try:
+        have = set(unified.read_text().split()) if unified.exists() else {path.name for path in root.iterdir()}
+    except OSError as error:
+        yield _problem(f"{root}: {error.strerror}", f"mount it: mount -t cgroup2 none {root}")
+        return
+    wanted = {"memory", "cpuset"} | (set() if unified.exists() else {"freezer"})
+    if missing := wanted - have:
+        yield _problem(f"cgroup controllers missing in {root}: {', '.join(sorted(missing))}", "boot with them enabled")
+    else:
+        yield _ok(f"cgroup v{2 if unified.exists() else 1} with {', '.join(sorted(wanted))}")

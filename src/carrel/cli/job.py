@@ -1,0 +1,218 @@
+"""``carrel job``: Slurm's jobs and the guests that they run in."""
+
+import asyncio
+import os
+import pwd
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+
+from carrel import config
+from carrel.cli import api, output
+from carrel.cli.guest import JobId, Json, describe
+from carrel.config import Config
+from carrel.daemons import views
+from carrel.errors import CarrelError, NotFoundError, UnreachableError
+from carrel.model.job import Job, JobState
+from carrel.slurm.client import SlurmClient
+
+app = App(name="job", help="Slurm's jobs and the guests that they run in.")
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as Slurm describes it, with its guests."""
+
+    job_id: int
+    run: str
+    cluster: str
+    name: str
+    user: str
+    account: str
+    partition: str
+    state: JobState
+    slurm_state: str
+    nodes: tuple[str, ...]
+    submitted: datetime | None
+    time_limit_s: int | None
+    guests: list[views.GuestView] | None
+    """null: nobody could tell."""
+
+
+@app.command(name="list")
+def list_(
+    *,
+    mine: Annotated[bool, Parameter(negative="", show_default=False, help="Only your own jobs.")] = False,
+    json: Json = False,
+) -> None:
+    """List the jobs that Slurm has not finished with, and the guests of those that have any."""
+    settings = config.load()
+    jobs = asyncio.run(_jobs(settings))
+    if mine:
+        jobs = [job for job in jobs if job.uid == os.geteuid()]
+    guests = _guests(settings, None)
+    found = [_view(job, guests) for job in jobs]
+    if json:
+        output.objects(found)
+        return
+    output.table(
+        ("JOB", "USER", "STATE", "NODES", "GUESTS", "IMAGE", "NAME"),
+        [(j.job_id, j.user, j.slurm_state.lower(), ",".join(j.nodes), _states(j), _images(j), j.name) for j in found],
+    )
+
+
+@app.command
+def show(job: JobId, /, *, json: Json = False) -> None:
+    """Show a job, its guest on each node, and what to do next."""
+    settings = config.load()
+    known = asyncio.run(_job(settings, job))
+    if known is None:
+        raise NotFoundError(f"slurm has no job {job}; see: carrel job list, and carrel job events {job}")
+    view = _view(known, _guests(settings, job))
+    if json:
+        output.objects([view])
+        return
+    output.fields(
+        [
+            ("job", f"{view.job_id} {view.name}".strip()),
+            ("state", view.slurm_state.lower()),
+            ("user", view.user),
+            ("account", view.account),
+            ("partition", view.partition),
+            ("nodes", " ".join(view.nodes)),
+            ("submitted", output.clock(view.submitted)),
+        ]
+    )
+    for guest in view.guests or ():
+        print()
+        describe(guest, indent="  ")
+    print()
+    for line in advice(view):
+        print(f"next: {line}")
+
+
+@app.command
+def events(job: JobId, /, *, json: Json = False) -> None:
+    """Show what happened to a job's guests, oldest first. Job 0: the nodes themselves."""
+    found = api.events(config.load(), job)
+    if json:
+        output.objects(found)
+        return
+    rows = [(output.clock(event.time), event.node, event.what, event.guest, event.text) for event in found]
+    output.table(("TIME", "NODE", "EVENT", "GUEST", "WHAT"), rows)
+
+
+@app.command
+def enter(
+    job: JobId,
+    /,
+    *command: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="Command and arguments, after --; else a login shell.")
+    ],
+    node: Annotated[
+        str, Parameter(name=["--node", "-w"], show_default=False, help="Enter on this node; else on the job's first.")
+    ] = "",
+) -> None:
+    """Open a shell, or run COMMAND, in the guest of one of your running jobs."""
+    settings = config.load()
+    srun = Path(settings.slurm.bin_dir) / "srun"
+    words = [str(srun), f"--jobid={job}", "--overlap", "-N1", "-n1"]
+    if sys.stdin.isatty():
+        words.append("--pty")
+    if node:
+        words += ["-w", node]
+    words += command or ("bash", "-l")
+    if settings.slurm.conf:
+        os.environ["SLURM_CONF"] = settings.slurm.conf
+    try:
+        # srun takes our place: its exit status, its terminal and its signals are then the command's own.
+        os.execv(srun, words)  # noqa: S606  # a list, no shell
+    except OSError as error:
+        raise CarrelError(f"{srun}: {error.strerror}; is slurm.bin_dir right? see: carrel config show") from error
+
+
+def advice(job: JobView) -> list[str]:
+    """Return what a person may want to do next, as sentences."""
+    if job.guests is None:
+        return ["whether it has guests cannot be told now; on a node: carrel node check"]
+    down = [guest for guest in job.guests if guest.state == "down"]
+    if down:
+        name, node = down[0].name, down[0].node
+        return [
+            f"see why the guest on {node} ended: carrel guest console {name} --node {node}",
+            f"see what happened before: carrel job events {job.job_id}",
+        ]
+    if any(guest.state == "starting" for guest in job.guests):
+        return [f"watch it start: carrel guest console {job.job_id} --follow"]
+    if job.guests:
+        return [f"enter it: carrel job enter {job.job_id}", f"its console: carrel guest console {job.job_id}"]
+    match job.state:
+        case "pending":
+            return [f"it waits for Slurm: squeue --start -j {job.job_id}"]
+        case "held":
+            return [f"it is held; to let it go: scontrol release {job.job_id}"]
+        case "running" | "suspended":
+            return [f"it has no guest: it asked for none, or none has started; see: carrel job events {job.job_id}"]
+        case _:
+            return [f"it has ended; what happened: carrel job events {job.job_id}"]
+
+
+async def _jobs(settings: Config) -> Sequence[Job]:
+    slurm = SlurmClient(settings.slurm)
+    return await slurm.described(await slurm.jobs())
+
+
+async def _job(settings: Config, job_id: int) -> Job | None:
+    slurm = SlurmClient(settings.slurm)
+    found = await slurm.job(job_id)
+    return None if found is None else (await slurm.described([found]))[0]
+
+
+def _guests(settings: Config, job_id: int | None) -> list[views.GuestView] | None:
+    """Return the guests, or None where nobody can tell: Slurm's half of the answer is still worth having."""
+    try:
+        return api.guests(settings, job_id=job_id)
+    except UnreachableError as error:
+        output.say(f"guests unknown: {error}")
+        return None
+
+
+def _view(job: Job, guests: list[views.GuestView] | None) -> JobView:
+    run = str(job.key)
+    return JobView(
+        job_id=job.key.job_id,
+        run=run,
+        cluster=job.key.cluster,
+        name=job.name,
+        user=job.user or _user(job.uid),
+        account=job.account,
+        partition=job.partition,
+        state=job.state,
+        slurm_state=job.slurm_state,
+        nodes=job.nodes,
+        submitted=views.moment(job.key.submit_s),
+        time_limit_s=job.time_limit_s,
+        guests=None if guests is None else [guest for guest in guests if guest.run == run],
+    )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def _states(job: JobView) -> str:
+    if job.guests is None:
+        return "?"
+    states = [guest.state for guest in job.guests]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "-"
+
+
+def _images(job: JobView) -> str:
+    return ",".join(dict.fromkeys(guest.image_name for guest in job.guests or ()))

@@ -1,0 +1,87 @@
+"""``carrel node``: nodes, and why one cannot run guests."""
+
+import os
+import socket
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from carrel import config
+from carrel.cli import api, output
+from carrel.cli.guest import Json
+from carrel.config import Config
+from carrel.daemons import views
+from carrel.errors import NotFoundError
+
+Node = Annotated[str, Parameter(show_default=False, help="The node's name in Slurm.")]
+
+app = App(name="node", help="Nodes, and why one cannot run guests.")
+
+
+@app.command(name="list")
+def list_(*, json: Json = False) -> None:
+    """List the nodes whose carreld has reported."""
+    found = api.nodes(config.load())
+    if json:
+        output.objects(found)
+        return
+    titles = ("NODE", "STATE", "GUESTS", "ACCEL", "VERSION", "HEARD", "WHY")
+    rows = [
+        (n.node, n.state, n.guests, n.accelerator, n.version, output.ago(n.heard), "; ".join(n.faults)) for n in found
+    ]
+    output.table(titles, rows)
+
+
+@app.command
+def show(node: Node, /, *, json: Json = False) -> None:
+    """Show a node as its carreld last described it, with its guests."""
+    settings = config.load()
+    one = _find(api.nodes(settings), node)
+    if json:
+        output.objects([one])
+        return
+    accelerator = f"{one.accelerator} ({one.accelerator_why})" if one.accelerator_why else one.accelerator
+    output.fields(
+        [
+            ("node", one.node),
+            ("state", one.state),
+            ("accelerator", accelerator),
+            ("carreld", f"{one.version}, since {output.clock(one.started)}"),
+            ("last report", f"{output.clock(one.heard)}, {output.ago(one.heard)} ago"),
+            *(("fault", fault) for fault in one.faults),
+        ]
+    )
+    guests = [guest for guest in api.guests(settings) if guest.node == node] if one.guests else []
+    if guests:
+        print()
+        output.table(("GUEST", "STATE", "JOB", "USER"), [(g.name, g.state, g.job_id, g.user) for g in guests])
+
+
+@app.command
+def check(node: Node = "", /, *, json: Json = False) -> int:
+    """Look for what keeps a node of this machine from running guests; exit 1 when there is anything."""
+    # The doctor looks at everything; the other verbs start without what it needs.
+    from carrel.cli import doctor  # noqa: PLC0415
+
+    settings = config.load()
+    found = doctor.examine(settings, [node] if node else _here(settings))
+    if json:
+        output.objects(found)
+    else:
+        for one in found:
+            print(f"{'ok' if one.ok else 'problem':<8} {one.what}")
+            if one.next:
+                print(f"{'':<8} next: {one.next}")
+    return 0 if all(one.ok for one in found) else 1
+
+
+def _here(settings: Config) -> list[str]:
+    return api.local_nodes(settings) or [os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]]
+
+
+def _find(found: list[views.NodeView], name: str) -> views.NodeView:
+    for one in found:
+        if one.node == name:
+            return one
+    known = ", ".join(one.node for one in found) or "none"
+    raise NotFoundError(f"node {name!r} has not reported; known: {known}; on that node: carrel node check")
