@@ -51,6 +51,8 @@ class Door:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     message = await wire.receive(connection)
                 if message is not None:
+                    if message.fd is not None:
+                        os.close(message.fd)  # no verb takes one
                     await self._dispatch(connection, message)
             except (TimeoutError, ConnectionError, BrokenPipeError):
                 return  # the peer went away, or never said anything

@@ -31,7 +31,6 @@ class Sweep:
     def __init__(self, node: "Node") -> None:
         """Look around ``node``."""
         self._node = node
-        self._suspended: dict[str, bool] = {}
         self._asked_s = 0.0
         self._pause_s = LOOK_MIN_S
 
@@ -91,17 +90,24 @@ class Sweep:
 
     async def _follow_suspensions(self, guests: tuple[Guest, ...]) -> None:
         """Stop the guests of suspended jobs. Slurm suspends the tasks; QEMU stands beside them."""
+        known = self._node.suspended
         for guest in guests:
             tasks = self._node.inside.living(guest.name)
-            if guest.state != "ready" or not tasks:
+            if guest.state not in {"ready", "suspended"} or not tasks:
                 continue
             wanted = all(cgroups.suspended(task.number) for task in tasks)
-            if self._suspended.get(guest.name, None if wanted else False) == wanted:
+            if known.get(guest.name) == wanted:
                 continue
             await self._node.driver(guest.driver).suspend(guest.name, suspended=wanted)
-            self._suspended[guest.name] = wanted
-            what, text = ("guest-suspended", "its job is suspended") if wanted else ("guest-resumed", "its job goes on")
-            job_id = guest.run.job_id if guest.run else 0
-            self._node.journal.add(what, text, job_id=job_id, guest=guest.name)
-            self._node.reporter.poke()
-        self._suspended = {name: self._suspended[name] for name in self._suspended if name in {g.name for g in guests}}
+            was_known = guest.name in known
+            known[guest.name] = wanted
+            if wanted or was_known:
+                self._say_suspended(guest, suspended=wanted)
+        for name in set(known) - {guest.name for guest in guests}:
+            del known[name]
+
+    def _say_suspended(self, guest: Guest, *, suspended: bool) -> None:
+        what, text = ("guest-suspended", "its job is suspended") if suspended else ("guest-resumed", "its job goes on")
+        job_id = guest.run.job_id if guest.run else 0
+        self._node.journal.add(what, text, job_id=job_id, guest=guest.name)
+        self._node.reporter.poke()

@@ -25,6 +25,7 @@ from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
+from carrel.model.image import ImageFiles, KernelFiles
 from carrel.ports import DriverContext
 from carrel.process import Pid, process_state
 
@@ -42,6 +43,7 @@ class QemuDriver:
         self._context = context
         self._settings = config.driver_settings(context.config, NAME, Settings)
         self._starting: dict[str, asyncio.Task[Guest]] = {}
+        self._launching: dict[str, asyncio.Future[launch.Guard]] = {}
         self._monitors: dict[str, Monitor] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._guards: list[launch.Guard] = []
@@ -70,6 +72,8 @@ class QemuDriver:
         if task := self._starting.pop(name, None):
             task.cancel()
             await asyncio.wait([task])
+        if thread := self._launching.pop(name, None):
+            await asyncio.wait([thread])
         if monitor := self._monitors.pop(name, None):
             await monitor.close()
         directory = self._directory(name)
@@ -196,18 +200,27 @@ class QemuDriver:
         directory.make()
         record = Record(spec=spec, accelerator=kind, accelerator_why=why, started_s=time.time())
         directory.write(record)
-        guard = await asyncio.to_thread(
-            launch.start,
-            self._context,
-            self._settings,
-            directory,
-            record,
-            image=image,
-            kernel=kernel,
-        )
-        self._guards.append(guard)
-        await self._running(directory, guard)
+        await self._running(directory, await self._launch(directory, record, image, kernel))
         return record
+
+    async def _launch(
+        self, directory: GuestDirectory, record: Record, image: ImageFiles, kernel: KernelFiles
+    ) -> launch.Guard:
+        """Start the guard in a thread. A thread goes on when its waiter is cancelled, so ``destroy`` waits for it."""
+
+        def work() -> launch.Guard:
+            guard = launch.start(self._context, self._settings, directory, record, image=image, kernel=kernel)
+            self._guards.append(guard)
+            return guard
+
+        thread = asyncio.ensure_future(asyncio.to_thread(work))
+        self._launching[directory.name] = thread
+        thread.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return await asyncio.shield(thread)
+        finally:
+            if thread.done():
+                self._launching.pop(directory.name, None)
 
     async def _running(self, directory: GuestDirectory, guard: launch.Guard) -> None:
         """Wait until the guard has written down its processes, or ended with a sentence."""
