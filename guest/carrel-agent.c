@@ -25,7 +25,7 @@ int main(int argc, char **argv)
 	if (call_is_allowed(name))
 		return call_host(name, argc, argv);
 	if (getpid() == 1 && argc == 1)
-		return boot_machine() ? agent_serve(NULL) : 1;
+		return agent_serve(NULL, boot_machine());
 	if (argc == 2 && strcmp(argv[1], "--version") == 0) {
 		printf("carrel-agent %s, relay protocol %d\n", CARREL_VERSION, CARREL_PROTOCOL_VERSION);
 		return 0;
@@ -33,7 +33,7 @@ int main(int argc, char **argv)
 	if (argc != 3)
 		return usage();
 	if (strcmp(argv[1], "--serve") == 0)
-		return agent_serve(argv[2]);
+		return agent_serve(argv[2], NULL);
 	if (strcmp(argv[1], "--session") == 0)
 		return session_serve(atoi(argv[2]), -1, "session", true, NULL);
 	return usage();

@@ -199,6 +199,17 @@ static void join_cgroup(const char *directory)
 	close(fd);
 }
 
+/* The agent is the last that the guest's kernel may kill for memory; its commands are not. */
+static void be_killable(void)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (write(fd, "0", 1) != 1)
+		errno = 0;
+	close(fd);
+}
+
 static void reset_signals(void)
 {
 	struct sigaction as_ever = {.sa_handler = SIG_DFL};
@@ -219,8 +230,10 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 		dup2(ends->stdio[i], i);
 	if (command->is_pty)
 		ioctl(STDIN_FILENO, TIOCSCTTY, 0);
-	if (session->is_root_of_all)
+	if (session->is_root_of_all) {
 		apply_limits(command);
+		be_killable();
+	}
 	if (session->is_root_of_all && geteuid() == 0 && !take_identity(command)) {
 		say("carrel: cannot become the job's user: %s%s\n", strerror(errno), "");
 		_exit(1);
