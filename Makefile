@@ -9,7 +9,7 @@ BIN  := .venv/bin
 DESTDIR ?=
 LIBEXEC ?= /usr/libexec/carrel
 
-.PHONY: help setup venv native image demo test check bench install clean format
+.PHONY: help setup venv native image demo test check bench mutants install clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -30,11 +30,15 @@ image: ## the Debian 12 image, its kernel and its initramfs
 demo: setup     ## real jobs in real virtual machines on three nodes; KEEP=1 leaves a shell in the sandbox
 	@scripts/demo $(if $(KEEP),--keep)
 
-test: setup     ## all tests; the skips and their reasons are printed at the end
-	@scripts/test
+test: setup     ## all tests; the skips and their reasons are printed at the end; ARGS= goes to pytest
+	@scripts/test $(ARGS)
 
 check:          ## format, lint, types, layers, C, fast tests: green at every commit
 	@scripts/check
+
+mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
+	@$(PY) scripts/mutants
+	@$(PY) scripts/mutants --model
 
 format:
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
