@@ -401,7 +401,41 @@ static void record_end(const struct guest *guest, int status, const char *reason
 	write_file(guest, "end", text);
 }
 
+/* slurmstepd makes uid_U, job_J and step_S under this lock, on the controller's mount point: without it we could
+ * remove uid_U between two of its mkdir, and a job would fail. Returns -1 when it is not had in time. */
+static int lock_like_slurmstepd(const char *cgroup, long deadline_ms)
+{
+	const struct timespec pause = { .tv_nsec = 10000000 };
+	char root[PATH_MAX], above[PATH_MAX + 8];
+	struct stat here, there;
+	path_of(root, "%s", cgroup);
+	for (char *slash; (slash = strrchr(root, '/')) && slash != root; *slash = '\0') {
+		snprintf(above, sizeof above, "%s/..", root);
+		if (stat(root, &here) == 0 && stat(above, &there) == 0 && here.st_dev != there.st_dev)
+			break;
+	}
+	int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0) {
+		if (errno != EWOULDBLOCK || now_ms() >= deadline_ms) {
+			close(fd);
+			return -1;
+		}
+		nanosleep(&pause, NULL);
+	}
+	return fd;
+}
+
 /* job_J and uid_U go too where nothing else is in them; no other directory of Slurm's is ours to remove. */
+static void remove_job_and_user(char *dir)
+{
+	for (char *slash; (slash = strrchr(dir, '/'));) {
+		*slash = '\0';
+		const char *name = strrchr(dir, '/');
+		if (!name || (strncmp(name, "/job_", 5) && strncmp(name, "/uid_", 5)) || rmdir(dir) != 0)
+			return;
+	}
+}
+
 static void remove_cgroups(const struct guest *guest)
 {
 	const struct timespec pause = { .tv_nsec = 10000000 };
@@ -412,12 +446,11 @@ static void remove_cgroups(const struct guest *guest)
 		/* The kernel lets go of a cgroup shortly after its last process was reaped. */
 		while (rmdir(dir) != 0 && errno == EBUSY && now_ms() < deadline_ms)
 			nanosleep(&pause, NULL);
-		for (char *slash; (slash = strrchr(dir, '/'));) {
-			*slash = '\0';
-			const char *name = strrchr(dir, '/');
-			if (!name || (strncmp(name, "/job_", 5) && strncmp(name, "/uid_", 5)) || rmdir(dir) != 0)
-				break;
-		}
+		int lock = lock_like_slurmstepd(dir, deadline_ms);
+		if (lock < 0)
+			continue; /* an empty directory that stays does less harm */
+		remove_job_and_user(dir);
+		close(lock);
 	}
 }
 

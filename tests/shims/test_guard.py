@@ -303,6 +303,15 @@ def test_a_jobs_cgroup_that_still_has_a_step_is_left(guarded: Guarded, job_cgrou
     step.rmdir()
 
 
+def test_a_jobs_cgroup_is_left_while_slurmstepd_makes_another_one(guarded: Guarded, job_cgroup: Path) -> None:
+    held = os.open(CGROUPS / "memory", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    guarded.run("/bin/true", options=["--cgroup", str(job_cgroup)])
+    os.close(held)
+    assert not job_cgroup.exists()
+    assert job_cgroup.parent.exists()
+
+
 def test_a_guest_over_the_jobs_memory_is_recorded_as_oom_with_the_jobs_limit(
     guarded: Guarded, job_cgroup: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -70,15 +70,16 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix="carrel-", dir="/tmp"))
     conf = f"Prolog={root}/etc/prolog\nPrologFlags=Alloc\n"
-    with Sandbox(nodes=2, guests=False, dir=root, extra_conf=conf) as box:
-        (root / "seen").mkdir()
-        prolog = root / "etc" / "prolog"
-        prolog.write_text(PROLOG.format(root=root))
-        prolog.chmod(0o755)
-        yield Cluster(box)
+    box = sandbox_factory(nodes=2, guests=False, dir=root, extra_conf=conf)
+    (root / "seen").mkdir()
+    prolog = root / "etc" / "prolog"
+    prolog.write_text(PROLOG.format(root=root))
+    prolog.chmod(0o755)
+    yield Cluster(box)
+    box.down()
     shutil.rmtree(root, ignore_errors=True)
 
 
