@@ -109,7 +109,7 @@ def require_space(
     """
     exists = next(path for path in (store, *store.parents) if path.exists())
     if not os.access(exists, os.W_OK):
-        raise RefusedError(f"{store}: not writable by you; run this as its owner, or see: {hint}")
+        raise RefusedError(f"{store}: not writable by you; run this as its owner, or name another in images.store")
     free_bytes = shutil.disk_usage(exists).free
     if free_bytes < needed_bytes:
         raise RefusedError(
