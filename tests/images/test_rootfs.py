@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from carrel.errors import CarrelError, RefusedError
-from carrel.images import build, disks, make, recipes, rootfs
+from carrel.images import apt, build, disks, make, recipes, rootfs
 from carrel.images.store import Store
 from carrel.process import run
 
@@ -141,7 +141,7 @@ Packages|Debian Backports|trixie-backports|http://mirror/debian/|trixie-backport
 DEP-11|Debian|trixie|http://mirror/debian/|trixie|main
 Packages|Somebody|x|http://elsewhere/|x|main
 """
-    assert build.mirrors(targets, suite="bookworm") == [
+    assert apt.mirrors(targets, suite="bookworm") == [
         "deb http://mirror/debian bookworm main",
         "deb http://mirror/security bookworm-security main",
     ]

@@ -93,6 +93,20 @@ def test_an_image_stays_until_its_last_name_is_removed(store: Store) -> None:
         store.resolve(_HASH)
 
 
+def test_an_image_that_has_a_name_is_not_removed_by_its_hash(store: Store) -> None:
+    _add(store, "one")
+    with pytest.raises(RefusedError, match=f"{_HASH[:6]} is the image one; remove it by name"):
+        store.remove(_HASH[:6])
+    assert store.resolve("one").hash == _HASH
+
+
+def test_an_image_without_a_name_is_removed_by_its_hash(store: Store) -> None:
+    _add(store, "one")
+    _add(store, "one", _OTHER)
+    store.remove(_HASH)
+    assert [image.hash for image in store.list()] == [_OTHER]
+
+
 def test_who_has_a_removed_image_open_keeps_it(store: Store) -> None:
     image = _add(store, "one", content=b"still here")
     with store.root_disk(image).open("rb") as disk:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carrel import process
-from carrel.errors import CarrelError, RefusedError, UsageError
-from carrel.images import files, make
+from carrel.errors import CarrelError, UsageError
+from carrel.images import apt, files, make
 from carrel.images.make import Progress
 from carrel.images.recipes import RECIPES, Recipe
 from carrel.images.store import Image, Store
@@ -18,7 +18,6 @@ from carrel.images.store import Image, Store
 TIMEOUT_S = 3600.0
 _PHASE = re.compile(r"I: ((?:running apt-get|downloading|extracting|installing|cleaning|creating).*?)(?:\.\.\.)?$")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-_SOURCE_FIELDS = "$(CREATED_BY)|$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
 
 
 def recipe_of(name: str) -> Recipe:
@@ -72,7 +71,7 @@ def build(store: Store, recipe: Recipe, *, name: str, include: Sequence[str], pr
 def _command(recipe: Recipe, include: Sequence[str], *, work: Path, tar: Path) -> list[str]:
     apt_options = work / "apt.conf"
     # A proxy is this machine's own business: needed while building, and removed from the image below.
-    apt_options.write_text('APT::Install-Recommends "0";\n' + _proxies())
+    apt_options.write_text('APT::Install-Recommends "0";\n' + apt.proxies())
     left_out = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
     private = ("etc/hostname", "etc/resolv.conf", "etc/apt/apt.conf.d/99mmdebstrap")
     return [
@@ -86,42 +85,8 @@ def _command(recipe: Recipe, include: Sequence[str], *, work: Path, tar: Path) -
         f'--customize-hook=cd "$1" && rm -f {" ".join(private)}',
         recipe.suite,
         str(tar),
-        *_mirrors(recipe),
+        *apt.sources(recipe.suite),
     ]
-
-
-def _proxies() -> str:
-    dump = process.run(["apt-config", "dump"])
-    return "".join(f"{line}\n" for line in dump.splitlines() if re.match(r"Acquire::(https?|ftp)::[^ ]*Proxy", line))
-
-
-def _mirrors(recipe: Recipe) -> list[str]:
-    """Return sources for the recipe's suite from the Debian sources of this machine, whichever suite it runs."""
-    targets = process.run(["apt-get", "indextargets", "--format", _SOURCE_FIELDS])
-    found = mirrors(targets, suite=recipe.suite)
-    if not found:
-        raise RefusedError("apt on this machine has no source of Debian; add one, then: apt-get update")
-    return found
-
-
-def mirrors(targets: str, *, suite: str) -> list[str]:
-    """Turn what ``apt-get indextargets`` says into source lines for another suite of the same mirrors.
-
-    >>> mirrors("Packages|Debian|trixie-security|http://m/security|trixie-security|main", suite="bookworm")
-    ['deb http://m/security bookworm-security main']
-    """
-    lines = []
-    for target in targets.splitlines():
-        created_by, origin, codename, uri, release, component = target.split("|")
-        if created_by != "Packages" or origin != "Debian" or component != "main":
-            continue
-        base = re.split(r"-|/", codename)[0]
-        if "backports" in release or "proposed" in release:
-            continue
-        line = f"deb {uri.rstrip('/')} {release.replace(base, suite)} main"
-        if line not in lines:
-            lines.append(line)
-    return lines
 
 
 def _mmdebstrap(command: Sequence[str], *, recipe: Recipe, progress: Progress) -> None:

@@ -6,7 +6,6 @@ PVH note, which saves firmware and decompression. See ``docs/how-to/images.md``.
 
 import hashlib
 import lzma
-import os
 import re
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ import msgspec
 
 from carrel import process
 from carrel.errors import CarrelError
-from carrel.images import files
+from carrel.images import apt, files
 from carrel.images.initramfs import ensure_initramfs
 
 Progress = Callable[[str], None]
@@ -119,7 +118,7 @@ def _fetch(store: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(prefix="carrel-kernel-") as temporary:
         scratch = Path(temporary)
         progress("asking apt for the kernel")
-        package = _package()
+        package = apt.package_of(META_PACKAGE)
         home = store / "kernels" / f"{package.removeprefix('linux-image-').replace('=', '_')}.r{RECIPE}"
         if (home / "vmlinux").exists():
             return home
@@ -131,27 +130,6 @@ def _fetch(store: Path, progress: Progress) -> Path:
         with files.new_directory(home) as new:
             _lay_out(scratch / "root", new)
     return home
-
-
-def _package() -> str:
-    """Return ``name=version`` of what the meta package stands for; refresh apt's lists if they are empty."""
-    try:
-        return _depended_on()
-    except CarrelError:
-        if os.geteuid() != 0:
-            raise
-    process.run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update"], timeout_s=600)
-    return _depended_on()
-
-
-def _depended_on() -> str:
-    shown = process.run(["apt-cache", "show", "--no-all-versions", META_PACKAGE])
-    found = re.search(r"^Depends: .*?(linux-image-[0-9][^ ,]*) \(= ([^)]+)\)", shown, re.MULTILINE)
-    if not found:
-        raise CarrelError(
-            f"apt knows no {META_PACKAGE} that names a kernel; are its lists current? see: apt-get update"
-        )
-    return f"{found[1]}={found[2]}"
 
 
 def _lay_out(root: Path, home: Path) -> None:

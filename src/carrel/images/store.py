@@ -127,13 +127,16 @@ class Store:
 
         Raises:
             NotFoundError: there is no such image.
-            RefusedError: the store is not ours to write.
+            RefusedError: it was named by its hash and has a name, or the store is not ours to write.
         """
         image = self.resolve(name)
+        names = [other.name for other in self.list() if other.name and other.hash == image.hash]
+        if names and not image.name:
+            raise RefusedError(f"{name} is the image {', '.join(names)}; remove it by name")
         with files.as_sentence(self.path):
             if image.name:
                 (self.path / "tags" / image.name).unlink(missing_ok=True)
-            if all(other.hash != image.hash for other in self.list() if other.name):
+            if names in ([], [image.name]):
                 self._discard(image.hash)
         return image
 
