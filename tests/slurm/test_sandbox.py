@@ -68,8 +68,8 @@ def sandbox_run(root: Path, *options: str, command: list[str]) -> "subprocess.Po
     )
 
 
-LONG_JOB = 'sbatch -N3 --wrap "sleep 300 & setsid sleep 301 & sleep 302" && srun echo begun && exec sleep 303'
-"""A job with background children, one in a session of its own, and a command that lives on."""
+LONG_JOB = 'sbatch -o /dev/null -N3 --wrap "setsid sleep 301 & sleep 302" && srun echo begun && exec sleep 303'
+"""A job with a background child in a session of its own, and a command that lives on."""
 
 
 def begin_long_job(root: Path) -> "subprocess.Popen[str]":
@@ -124,7 +124,7 @@ import pathlib, sys, time
 from carrel.sandbox.cluster import Sandbox
 box = Sandbox(dir=pathlib.Path(sys.argv[1]), guests=False)
 box.up()
-print(box.run(["sbatch", "--wrap", "sleep 300"]).returncode, flush=True)
+print(box.run(["sbatch", "--output=/dev/null", "--wrap", "sleep 300"]).returncode, flush=True)
 time.sleep(300)
 """
 
@@ -136,6 +136,18 @@ def test_sigkill_to_the_process_that_holds_a_sandbox_leaves_nothing(root: Path) 
         assert holder.stdout.readline() == "0\n"
         holder.kill()
     assert eventually(lambda: not leftovers(root)), leftovers(root)
+
+
+def test_a_sandbox_whose_harness_was_killed_is_still_ended_and_removed(root: Path) -> None:
+    box = Sandbox(dir=root, guests=False)
+    box.up()
+    job = box.run(
+        ["sbatch", "--output=/dev/null", "--parsable", "--wrap", "setsid sleep 300 & sleep 301"]
+    ).stdout.strip()
+    assert eventually(lambda: box.run(["squeue", "-h", "-j", job, "-o", "%T"]).stdout == "RUNNING\n")
+    os.kill(box.facts().pid, signal.SIGKILL)
+    box.down()
+    assert leftovers(root) == []
 
 
 def test_what_is_mounted_below_a_sandbox_is_unmounted_and_its_files_stay(root: Path, tmp_path: Path) -> None:
@@ -177,7 +189,7 @@ def test_zero_nodes_are_refused() -> None:
 
 def test_two_sandboxes_side_by_side_do_not_meet(slurm: Sandbox, sandbox_factory: MakeSandbox) -> None:
     other = sandbox_factory(nodes=2, guests=False)
-    assert slurm.run(["sbatch", "--job-name=mine", "--hold", "--wrap", "true"]).returncode == 0
+    assert slurm.run(["sbatch", "--output=/dev/null", "--job-name=mine", "--hold", "--wrap", "true"]).returncode == 0
     assert slurm.run(["squeue", "-h", "-o", "%j"]).stdout == "mine\n"
     assert other.run(["squeue", "-h", "-o", "%j"]).stdout == ""
     assert other.run(["srun", "-N2", "printenv", "SLURM_CLUSTER_NAME"]).stdout == f"{other.cluster}\n" * 2
@@ -188,7 +200,7 @@ def test_two_sandboxes_side_by_side_do_not_meet(slurm: Sandbox, sandbox_factory:
 def test_killing_the_controller_leaves_a_job_running_and_a_new_one_takes_it_over(sandbox_factory: MakeSandbox) -> None:
     # A cluster of its own: after a crash Slurm keeps the nodes from new jobs for half a minute.
     box = sandbox_factory(nodes=1, guests=False)
-    job = box.run(["sbatch", "--parsable", "--wrap", "sleep 300"]).stdout.strip()
+    job = box.run(["sbatch", "--output=/dev/null", "--parsable", "--wrap", "sleep 300"]).stdout.strip()
 
     def state() -> str:
         return box.run(["squeue", "-h", "-j", job, "-o", "%T"]).stdout.strip()

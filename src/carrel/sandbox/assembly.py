@@ -98,6 +98,7 @@ class Assembly:
             netns=self._network.controller if self._network else "",
             guests=self._spec.guests,
             slurmdbd=self._spec.slurmdbd,
+            cgroups=self._spec.proctrack == "cgroup",
             daemons=daemons,
         )
 

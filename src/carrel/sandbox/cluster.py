@@ -25,6 +25,7 @@ from carrel.errors import CarrelError, NotFoundError
 from carrel.sandbox import netns as network
 from carrel.sandbox.layout import Layout
 from carrel.sandbox.spec import Ask, Facts, Spec, Tell
+from carrel.sandbox.sweep import sweep
 
 _ASK_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
@@ -85,12 +86,16 @@ class Remote:
         self.start(name)
 
     def down(self) -> None:
-        """End everything and delete the directory; return when the harness is gone.
+        """End everything and delete the directory, also when the harness was killed; return when it is gone.
 
         Raises:
             NotFoundError: there is no sandbox in this directory.
         """
-        handle = os.pidfd_open(self.facts().pid)
+        try:
+            handle = os.pidfd_open(self.facts().pid)
+        except NotFoundError:
+            sweep(self.dir)
+            return
         try:
             self.ask(Ask(do="stop"))
             if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
@@ -209,7 +214,9 @@ class Sandbox(Remote):
         status = harness.wait(timeout=STOP_TIMEOUT_S)
         if harness.stdout is not None:
             harness.stdout.close()
-        if status != 0 and was_up:
+        if status < 0 and was_up:
+            sweep(self.dir)
+        elif status != 0 and was_up:
             raise CarrelError(f"{self.dir}: not all could be removed; see {self.layout.log}/harness.log")
 
     def let_go(self) -> Facts:

@@ -45,6 +45,28 @@ def with_variable(name: str, value: str) -> set[int]:
     return {pid for pid in found if alive(pid)}
 
 
+def has_variable(pid: int, name: str) -> bool:
+    """Tell whether ``pid`` was started with the variable, as far as we may look."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(variable.startswith(f"{name}=".encode()) for variable in variables)
+
+
+def with_open_file(command: str, below: Path) -> set[int]:
+    """Return the processes of this command name that have a file below ``below`` open."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() == command:
+                opened = [str(link.readlink()) for link in (entry / "fd").iterdir()]
+                found |= {int(entry.name)} if any(path.startswith(f"{below}/") for path in opened) else set()
+        except OSError:
+            continue
+    return {pid for pid in found if alive(pid)}
+
+
 def _stat(entry: Path) -> int | None:
     """Return the parent. A command's name may contain a parenthesis, so the fields start after the last one."""
     try:

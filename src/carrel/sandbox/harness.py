@@ -19,6 +19,7 @@ from carrel.errors import CarrelError
 from carrel.sandbox import children, descendants, teardown
 from carrel.sandbox.assembly import Assembly
 from carrel.sandbox.spec import Ask, Facts, Spec, Tell
+from carrel.sandbox.sweep import HARNESS_VARIABLE
 
 _STOP_TIMEOUT_S = 2.0
 """Whoever does not end in this time is killed: nothing that it could still save outlives the directory."""
@@ -47,7 +48,7 @@ class Harness:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         children.become_subreaper()
-        os.environ["CARREL_SANDBOX"] = str(self._root)
+        os.environ["CARREL_SANDBOX"] = os.environ[HARNESS_VARIABLE] = str(self._root)
         self._assembly = Assembly(self._spec, self._children, say=lambda text: tell(Tell(progress=text)))
         self._assembly.start(timeout_s=_READY_TIMEOUT_S)
 
@@ -58,6 +59,7 @@ class Harness:
             listening.bind(str(path))
             path.chmod(0o600)
             listening.listen(8)
+            self._need().layout.facts.write_bytes(msgspec.json.encode(self._facts()))
             tell(Tell(facts=self._facts()))
             self._release_output()
             waker, wakened = socket.socketpair()

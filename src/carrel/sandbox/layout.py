@@ -60,6 +60,11 @@ class Layout(msgspec.Struct, frozen=True):
         return self.run / "harness.sock"
 
     @property
+    def facts(self) -> Path:
+        """Return what the harness wrote down about itself, for when it is dead."""
+        return self.run / "facts.json"
+
+    @property
     def controller_socket(self) -> Path:
         return self.run / "carrelctld.sock"
 

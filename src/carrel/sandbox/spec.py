@@ -61,6 +61,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Network namespace in which clients must run; empty: the machine's own."""
     guests: bool = True
     slurmdbd: bool = False
+    cgroups: bool = False
+    """Slurm made cgroups named after these nodes."""
     daemons: tuple[Daemon, ...] = ()
 
 
