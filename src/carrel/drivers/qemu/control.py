@@ -54,16 +54,20 @@ class Control:
             UnreachableError: no answer within ``timeout_s``.
         """
         async with self._lock:
-            body = wire.encode(fields)[4:]
             try:
                 async with asyncio.timeout(timeout_s):
-                    self._writer.write(_HEADER.pack(CONTROL, 0, 0, len(body)) + body)
-                    await self._writer.drain()
+                    await self.tell(fields)
                     return await self._expect(answer)
             except TimeoutError as error:
                 raise UnreachableError(f"carrel-agent did not answer within {timeout_s:g} s") from error
             except OSError as error:
                 raise UnreachableError(f"carrel-agent: {error.strerror}") from error
+
+    async def tell(self, fields: Mapping[str, str | Sequence[str]]) -> None:
+        """Send what has no answer."""
+        body = wire.encode(fields)[4:]
+        self._writer.write(_HEADER.pack(CONTROL, 0, 0, len(body)) + body)
+        await self._writer.drain()
 
     async def _expect(self, verb: str) -> wire.Message:
         while True:

@@ -92,6 +92,7 @@ class QemuDriver:
         return Agent(fd=await monitor.add_port(port))
 
     async def suspend(self, name: str, *, suspended: bool) -> None:
+        """Stop the guest's CPUs, or let them run on with the clock set right: it stood still meanwhile."""
         directory = self._existing(name)
         monitor = await self._monitor(directory)
         if suspended == await monitor.stopped():
@@ -102,9 +103,10 @@ class QemuDriver:
         await monitor.cont()
         control = await self._control(directory)
         try:
-            await control.ask(
-                {"verb": "clock", "clock_ns": str(time.time_ns())}, answer="ready", timeout_s=ANSWER_TIMEOUT_S
-            )
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await control.hello()
+                await control.tell({"verb": "clock", "clock_ns": str(time.time_ns())})
+                await control.ask({"verb": "ping"}, answer="pong", timeout_s=ANSWER_TIMEOUT_S)
         finally:
             control.close()
 
