@@ -61,7 +61,7 @@ def list_(
         return
     output.table(
         ("JOB", "USER", "STATE", "NODES", "GUESTS", "IMAGE", "NAME"),
-        [(j.job_id, j.user, j.slurm_state.lower(), ",".join(j.nodes), _states(j), _images(j), j.name) for j in found],
+        [(j.job_id, j.user, _state(j), ",".join(j.nodes), _states(j), _images(j), j.name) for j in found],
     )
 
 
@@ -79,7 +79,7 @@ def show(job: JobId, /, *, json: Json = False) -> None:
     output.fields(
         [
             ("job", f"{view.job_id} {view.name}".strip()),
-            ("state", view.slurm_state.lower()),
+            ("state", _state(view)),
             ("user", view.user),
             ("account", view.account),
             ("partition", view.partition),
@@ -205,6 +205,11 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):
         return str(uid)
+
+
+def _state(job: JobView) -> str:
+    """Return Slurm's word, and ours where Slurm's hides that nothing will happen."""
+    return "held" if job.state == "held" else job.slurm_state.lower()
 
 
 def _states(job: JobView) -> str:

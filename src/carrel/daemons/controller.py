@@ -52,21 +52,20 @@ class Controller:
         """Serve until a signal ends it."""
         began_s = time.perf_counter()
         where = transport.address(self._settings.controller.listen)
+        server = self._server()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, setattr, server, "should_exit", True)
+        # Only now: whoever finds the socket may also end us.
         listening = listen(where)
+        keeper = asyncio.create_task(self._keep_maps())
+        _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
         try:
-            server = self._server()
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, setattr, server, "should_exit", True)
-            keeper = asyncio.create_task(self._keep_maps())
-            _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
-            try:
-                await server.serve(sockets=[listening])
-            finally:
-                keeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await keeper
+            await server.serve(sockets=[listening])
         finally:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
             listening.close()
             if where.path:
                 _remove_socket(Path(where.path))

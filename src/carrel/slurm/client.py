@@ -107,7 +107,9 @@ class SlurmClient:
             return jobs
         words = {int(line[0]): (line[1], line[2]) for line in _split(text) if line[0].isdigit()}
         return [
-            msgspec.structs.replace(job, account=words[job.key.job_id][0], name=words[job.key.job_id][1])
+            msgspec.structs.replace(
+                job, account=words[job.key.job_id][0].replace("(null)", ""), name=words[job.key.job_id][1]
+            )
             if job.key.job_id in words
             else job
             for job in jobs
