@@ -94,6 +94,12 @@ static const char *socket_path, *enter_path, *default_image;
 
 /* ---- everywhere: the options -------------------------------------------------------------------------------------- */
 
+static const char *in_job(const struct request *request, char into[NAME_MAX_BYTES])
+{
+	snprintf(into, NAME_MAX_BYTES, "SLURM_SPANK_%s", request->carried);
+	return into;
+}
+
 static bool is_allowed(const struct request *request, const char *value)
 {
 	if (request->check)
@@ -190,15 +196,18 @@ static void resolve_aliases(void)
 	}
 }
 
-/* Inside a job that has a guest the job's request stands, and the variables that made it are not read again. */
+/* Inside a job that has a guest, what the job was given stands in for absent options, for a step as for a job that is
+ * submitted there; the user's variables made it, and are not read again. */
 static int read_inputs(bool in_guest_job)
 {
-	for (int i = 0; i < CARRIED_COUNT && !in_guest_job; i++) {
-		const char *value = getenv(requests[i].input);
+	char name[NAME_MAX_BYTES];
+	for (int i = 0; i < CARRIED_COUNT; i++) {
+		const char *input = in_guest_job ? in_job(&requests[i], name) : requests[i].input;
+		const char *value = getenv(input);
 		if (given[i] || !value || !*value)
 			continue;
 		if (!is_allowed(&requests[i], value)) {
-			slurm_error("%s=%s: must be %s", requests[i].input, value, requests[i].must_be);
+			slurm_error("%s=%s: must be %s", input, value, requests[i].must_be);
 			return -1;
 		}
 		if (keep(i, value, false) != 0)
@@ -210,10 +219,9 @@ static int read_inputs(bool in_guest_job)
 static int carry(spank_t spank, const struct request *request, const char *value)
 {
 	char name[NAME_MAX_BYTES];
-	snprintf(name, sizeof name, "SLURM_SPANK_%s", request->carried);
 	/* The first reaches Prolog, Epilog and the batch script; the second a step, also of a job without a guest. */
 	if (spank_job_control_setenv(spank, request->carried, value, 1) == ESPANK_SUCCESS
-	    && (spank_context() != S_CTX_LOCAL || setenv(name, value, 1) == 0))
+	    && (spank_context() != S_CTX_LOCAL || setenv(in_job(request, name), value, 1) == 0))
 		return 0;
 	slurm_error("--%s: cannot be carried to the job", request->option);
 	return -1;
@@ -234,7 +242,7 @@ int slurm_spank_init_post_opt(spank_t spank, int argc, char **argv)
 		}
 	if (read_inputs(in_guest_job) != 0)
 		return -1;
-	for (int i = 0; i < CARRIED_COUNT && (given[IMAGE] || in_guest_job); i++)
+	for (int i = 0; i < CARRIED_COUNT && given[IMAGE]; i++)
 		if (given[i] && carry(spank, &requests[i], given[i]) != 0)
 			return -1;
 	return 0;
@@ -271,8 +279,7 @@ static bool in_environment(spank_t spank, int which)
 {
 	static char value[VALUE_MAX_BYTES];
 	char name[NAME_MAX_BYTES];
-	snprintf(name, sizeof name, "SLURM_SPANK_%s", requests[which].carried);
-	return spank_getenv(spank, name, value, sizeof value) != ESPANK_ENV_NOEXIST;
+	return spank_getenv(spank, in_job(&requests[which], name), value, sizeof value) != ESPANK_ENV_NOEXIST;
 }
 
 /* All that differs between Slurm's versions is here. */
@@ -312,11 +319,9 @@ int slurm_spank_task_init(spank_t spank, int argc, char **argv)
 		slurm_error("carrel: %s: %s; is Carrel installed on this node?", enter_path, strerror(errno));
 		return -1;
 	}
-	for (int i = 0; i < CARRIED_COUNT; i++) {
-		snprintf(name, sizeof name, "SLURM_SPANK_%s", requests[i].carried);
+	for (int i = 0; i < CARRIED_COUNT; i++)
 		if (given[i] && (i != MOUNT || !in_environment(spank, MOUNT)))
-			spank_setenv(spank, name, given[i], 1);
-	}
+			spank_setenv(spank, in_job(&requests[i], name), given[i], 1);
 	if (spank_setenv(spank, "CARREL_ENTER_SOCKET", socket, 1) == ESPANK_SUCCESS && become_enter(spank) == 0)
 		return 0;
 	slurm_error("carrel: the task could not be made to enter its guest");

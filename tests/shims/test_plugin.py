@@ -154,6 +154,22 @@ def test_a_batch_script_enters_and_so_do_its_steps_with_all_that_was_asked_for(c
     assert (changed["IMAGE"], changed["MOUNT"], changed["PER"]) == ("debian12", "/c", "task")
 
 
+def test_a_job_submitted_from_inside_asks_for_the_same_guest(cluster: Cluster) -> None:
+    cluster.enter.write_text(ENTER.replace("exit 37", '[ "$SLURM_JOB_NAME" = nested ] || exec "$CARREL_ENTER_ARGV0"'))
+    output = cluster.seen / "nested.out"
+    try:
+        cluster.batch(
+            f"sbatch -W -J nested -o {output} --guest-per=task --wrap true\n",
+            "--guest=debian12", "--guest-mount=/a", "--guest-mount=/b",
+        )  # fmt: skip
+    finally:
+        cluster.enter.write_text(ENTER)
+    wanted = {"IMAGE": "debian12", "MOUNT": "/a|/b", "PER": "task"}
+    seen = variables(output.read_text())
+    assert {name: seen.get(name) for name in wanted} == wanted
+    assert variables(cluster.prolog()) == wanted
+
+
 def test_each_task_of_an_array_enters(cluster: Cluster) -> None:
     output = cluster.seen / "array"
     cluster.run("sbatch", "-W", "--array=1-3", "-o", f"{output}.%a", "--guest=debian12", "--wrap", "true")
