@@ -6,12 +6,12 @@ Litestar is imported here and nowhere else, so that only the controller pays for
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_202_ACCEPTED
 
 from carrel import __version__
@@ -86,7 +86,7 @@ async def _caller(request: AnyRequest) -> int:
 
 
 @post("/v1/reports", status_code=HTTP_202_ACCEPTED, summary="Take a node's whole state, in place of its last one")
-async def take_report(request: AnyRequest, data: NodeReport) -> None:
+async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> None:
     if await _caller(request) != EVERYBODY:
         raise RefusedError("only root's carreld may report")
     service: Service = request.app.state.service
@@ -95,14 +95,14 @@ async def take_report(request: AnyRequest, data: NodeReport) -> None:
 
 
 @get("/v1/guests", summary="Guests that the caller may see")
-async def list_guests(request: AnyRequest, job: int | None = None) -> list[views.GuestView]:
+async def list_guests(request: AnyRequest, job: FromQuery[int | None] = None) -> list[views.GuestView]:
     uid = await _caller(request)
     board = request.app.state.service.board
     return [views.guest_view(guest) for guest in board.guests(uid=uid, job_id=job)]
 
 
 @get("/v1/guests/{name:str}", summary="The guests of this name: one on each of the job's nodes")
-async def show_guest(request: AnyRequest, name: str) -> list[views.GuestView]:
+async def show_guest(request: AnyRequest, name: FromPath[str]) -> list[views.GuestView]:
     uid = await _caller(request)
     found = request.app.state.service.board.guests(uid=uid, name=name)
     if not found:
@@ -118,7 +118,7 @@ async def list_nodes(request: AnyRequest) -> list[views.NodeView]:
 
 
 @get("/v1/nodes/{name:str}", summary="One node")
-async def show_node(request: AnyRequest, name: str) -> views.NodeView:
+async def show_node(request: AnyRequest, name: FromPath[str]) -> views.NodeView:
     await _caller(request)
     service: Service = request.app.state.service
     for view in service.node_views():
@@ -128,13 +128,13 @@ async def show_node(request: AnyRequest, name: str) -> views.NodeView:
 
 
 @get("/v1/jobs/{job_id:int}/events", summary="What happened to a job, oldest first; 0: to the nodes themselves")
-async def job_events(request: AnyRequest, job_id: int) -> list[views.EventView]:
+async def job_events(request: AnyRequest, job_id: FromPath[int]) -> list[views.EventView]:
     uid = await _caller(request)
     return [views.event_view(event) for event in request.app.state.service.board.events(job_id, uid=uid)]
 
 
 @get("/v1/jobs/{job_id:int}/map", summary="The slot map of a job's guests")
-async def job_map(request: AnyRequest, job_id: int) -> list[views.Slot]:
+async def job_map(request: AnyRequest, job_id: FromPath[int]) -> list[views.Slot]:
     uid = await _caller(request)
     service: Service = request.app.state.service
     found = service.board.guests(uid=uid, job_id=job_id)
@@ -144,9 +144,7 @@ async def job_map(request: AnyRequest, job_id: int) -> list[views.Slot]:
 
 
 @get("/v1/consoles/{guest:str}", summary="The end of the consoles of the guests of this name")
-async def consoles(
-    request: AnyRequest, guest: str, node: Annotated[str, Parameter(description="Only this node's.")] = ""
-) -> list[views.Console]:
+async def consoles(request: AnyRequest, guest: FromPath[str], node: FromQuery[str] = "") -> list[views.Console]:
     uid = await _caller(request)
     held = request.app.state.service.board.consoles(guest, uid=uid)
     found = [views.Console(guest=guest, node=where, text=text) for where, text in held if node in ("", where)]
