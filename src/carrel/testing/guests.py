@@ -1,0 +1,116 @@
+"""What tests of guests share: to wait for a fact, to ask Slurm for a job, and to compare a task with a bare one.
+
+*Bare* is the reference for almost everything a guest promises: the same command, in the same job, without ``--guest``.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from carrel.sandbox.cluster import Sandbox
+
+IMAGE = "debian12"
+POLL_S = 0.1
+
+# A cold boot takes seconds on an idle machine; this bounds a hang, and is no promise of speed.
+GUEST_TIMEOUT_S = 180.0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a user sees of a command that ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def wait_for(fact: Callable[[], bool], timeout_s: float = GUEST_TIMEOUT_S) -> None:
+    """Return when the fact is true.
+
+    Raises:
+        AssertionError: it was not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not fact():
+        assert time.monotonic() < deadline, f"not so after {timeout_s:g} s: {fact}"
+        time.sleep(POLL_S)
+
+
+def job_state(box: Sandbox, job_id: int) -> str:
+    """Return Slurm's word for the state of a job, as ``RUNNING``; ``UNKNOWN`` where Slurm does not know it."""
+    done = box.run(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}"])
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else "UNKNOWN"
+
+
+@contextmanager
+def allocation(box: Sandbox, *options: str, user: str | None = None) -> Iterator[int]:
+    """Have a job that waits for steps: ``srun --jobid=ID``. Boots at most one guest a node, whatever runs in it."""
+    done = box.run(["salloc", "--no-shell", *options], user=user, timeout_s=GUEST_TIMEOUT_S)
+    found = re.search(r"Granted job allocation (\d+)", done.stderr)
+    assert found, done.stderr
+    job_id = int(found[1])
+    try:
+        yield job_id
+    finally:
+        box.run(["scancel", str(job_id)])
+        wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+
+
+def outcome(
+    box: Sandbox,
+    words: Sequence[str | Path],
+    *,
+    user: str | None = None,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run a command of the cluster and return what its user sees, without what differs from run to run."""
+    done = box.run(words, user=user, timeout_s=GUEST_TIMEOUT_S, stdin=stdin, cwd=cwd, env=env)
+    return Outcome(done.returncode, normal(done.stdout), normal(done.stderr))
+
+
+def normal(text: str) -> str:
+    """Return text without the words that differ from run to run: ids of jobs and steps, process ids, times.
+
+    >>> normal("slurmstepd-c1: error: *** STEP 12.0 ON c1 CANCELLED AT 2026-11-21T00:31:06 ***")
+    'slurmstepd-c1: error: *** STEP J.S ON c1 CANCELLED AT T ***'
+    """
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "T", text)
+    text = re.sub(r"\b(StepId=|step )\d+\.(\w+)", r"\1J.S", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(job |jobid |allocation |JobId=)\d+", r"\1J", text, flags=re.IGNORECASE)
+    return re.sub(r"\b(pid )\d+", r"\1P", text, flags=re.IGNORECASE)
+
+
+def same_as_bare(
+    box: Sandbox,
+    words: Sequence[str | Path],
+    *,
+    options: Sequence[str] = (),
+    guest_options: Sequence[str] = (f"--guest={IMAGE}",),
+    user: str | None = None,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run ``srun OPTIONS WORDS`` bare and in a guest; assert that a user sees the same, and return what that is.
+
+    Args:
+        box: Where.
+        words: The command.
+        options: Options of ``srun`` that both get. ``--jobid`` of a job without a guest is the quickest:
+            the guest that its first step makes serves the later ones.
+        guest_options: What only the one in a guest gets.
+        user: Whom to run as.
+        stdin: Text for the standard input.
+        cwd: Directory of ``srun``.
+        env: More variables of ``srun``.
+    """
+    bare = outcome(box, ["srun", *options, *words], user=user, stdin=stdin, cwd=cwd, env=env)
+    guest = outcome(box, ["srun", *options, *guest_options, *words], user=user, stdin=stdin, cwd=cwd, env=env)
+    assert guest == bare
+    return guest
