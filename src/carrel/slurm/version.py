@@ -43,7 +43,9 @@ def parse(text: str) -> Version:
 
 def installed(slurm: Slurm) -> Version:
     """Return the release of the commands on this host."""
-    return parse(process.run([Path(slurm.bin_dir) / "squeue", "--version"], timeout_s=10))
+    # Even for this, squeue wants its configuration first.
+    env = {"SLURM_CONF": slurm.conf} if slurm.conf else {}
+    return parse(process.run([Path(slurm.bin_dir) / "squeue", "--version"], timeout_s=10, env=env))
 
 
 def built_for(plugin: Path) -> Version:
