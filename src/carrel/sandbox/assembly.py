@@ -150,10 +150,11 @@ class Assembly:
             self._copy_programs()
 
     def _copy_programs(self) -> None:
-        """Copy what tasks run: a checkout may lie in a home that only its owner may enter."""
-        for name in _LIBEXEC_FILES:
-            shutil.copyfile(paths.libexec() / name, self.layout.libexec / name)
-            (self.layout.libexec / name).chmod(0o755)
+        """Copy what tasks run: a checkout may lie in a home that only its owner may enter, and be rebuilt meanwhile."""
+        for program in paths.libexec().iterdir():
+            if program.is_file():
+                shutil.copyfile(program, self.layout.libexec / program.name)
+                (self.layout.libexec / program.name).chmod(0o755)
         for role in ("prolog", "epilog"):
             script = self.layout.etc / role
             script.write_text(slurmconf.hook_script(self.layout, role))
@@ -202,6 +203,7 @@ class Assembly:
             command=self._on(node, sys.executable, "-m", "carrel.cli.main", "serve", "node", "--node", node),
             log=self.layout.log / f"carreld.{node}.log",
             ready=listens(self.layout.node_socket(node)),
+            env={"CARREL_LIBEXEC": str(self.layout.libexec)},
         )
 
     def _carrelctld(self) -> Recipe:

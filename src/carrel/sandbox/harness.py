@@ -84,10 +84,9 @@ class Harness:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
         names = [daemon.name for daemon in self._children.daemons()]
-        self._children.terminate([name for name in names if name == "slurmctld"], timeout_s=_STOP_TIMEOUT_S)
-        self._children.terminate(
-            [name for name in names if name.startswith(("slurmd@", "carrel"))], timeout_s=_STOP_TIMEOUT_S
-        )
+        # A slurmd whose epilog still runs asks carreld, then tells slurmctld: without them it tries for ten seconds.
+        for prefix in ("slurmd@", "slurmctld", "carrel"):
+            self._children.terminate([name for name in names if name.startswith(prefix)], timeout_s=_STOP_TIMEOUT_S)
         self._children.kill_descendants(spare=["munged"])
         self._children.terminate(["munged"], timeout_s=_STOP_TIMEOUT_S)
         self._end_clients()
