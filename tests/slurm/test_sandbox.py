@@ -128,6 +128,25 @@ time.sleep(300)
 """
 
 
+def test_sigkill_while_it_starts_leaves_nothing(root: Path) -> None:
+    child = sandbox_run(root, "--nodes", "20", command=["true"])
+    assert eventually((root / "log/slurmctld.stderr").exists)
+    child.kill()
+    child.communicate(timeout=60)
+    assert eventually(lambda: not leftovers(root)), leftovers(root)
+
+
+def test_a_sandbox_within_a_sandbox_ends_with_it_and_leaves_nothing(root: Path) -> None:
+    inner = Path(f"{root}i")
+    nested = [*CARREL, "sandbox", "run", "--no-guests", "--dir", str(inner), "--", "sh", "-c", "echo begun; sleep 304"]
+    child = sandbox_run(root, command=nested)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "begun\n"
+    child.kill()
+    child.communicate(timeout=60)
+    assert eventually(lambda: not leftovers(root) and not leftovers(inner)), (leftovers(root), leftovers(inner))
+
+
 def test_sigkill_to_the_process_that_holds_a_sandbox_leaves_nothing(root: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

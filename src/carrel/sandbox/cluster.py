@@ -189,6 +189,8 @@ class Sandbox(Remote):
             [sys.executable, "-m", "carrel.sandbox.harness"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # A sandbox within a sandbox: the outer one ends what carries its name, and must leave this one to itself.
+            env={**os.environ, "CARREL_SANDBOX": str(self.dir)},
             start_new_session=True,  # Ctrl-C is for the command, not for the cluster under it
         )
         try:
