@@ -33,6 +33,9 @@ from carrel.ports import Driver, DriverContext, LoadedDriver
 from carrel.slurm.client import SlurmClient
 
 BACKLOG = 256
+LOCK_TIMEOUT_S = 2.0
+"""While no carreld lives, each carrel-guard takes the lock for an instant, four times a second, to see that."""
+LOCK_RETRY_S = 0.01
 
 
 class Node:
@@ -178,11 +181,20 @@ def _say_why(task: "asyncio.Future[None]") -> None:
 
 
 def _locked(path: Path) -> int:
-    """Return a descriptor that holds the lock for as long as this process lives; carrel-guard looks at it."""
+    """Return a descriptor that holds the lock for as long as this process lives; carrel-guard looks at it.
+
+    Raises:
+        CarrelError: another carreld has held it for ``LOCK_TIMEOUT_S``.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise CarrelError(f"{path}: another carreld serves this node") from error
-    return descriptor
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise CarrelError(f"{path}: another carreld serves this node") from error
+            time.sleep(LOCK_RETRY_S)
+        else:
+            return descriptor
