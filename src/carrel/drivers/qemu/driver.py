@@ -81,7 +81,7 @@ class QemuDriver:
             return
         await self._end_processes(directory)
         if record := directory.read():
-            cgroups.remove(record.spec.job_cgroups, launch.cgroup_name(record.spec))
+            await asyncio.to_thread(cgroups.remove, record.spec.job_cgroups, launch.cgroup_name(record.spec))
         await asyncio.to_thread(directory.remove)
 
     async def enter(self, name: str, port: str) -> Entry:
