@@ -4,7 +4,7 @@ from pathlib import Path
 
 from carrel import paths
 from carrel.errors import CarrelError, NodeFaultError
-from carrel.images.kernel import ensure_kernel
+from carrel.images.kernel import ensure_kernel, kernels
 from carrel.images.store import Store
 from carrel.model.image import ImageFiles, KernelFiles
 
@@ -16,6 +16,7 @@ class StoreImages:
         """Look at nothing yet."""
         self._path = store
         self._kernel: KernelFiles | None = None
+        self._made_of: tuple[object, ...] = ()
 
     def files(self, name: str) -> ImageFiles:
         store = Store(self._path)
@@ -29,12 +30,21 @@ class StoreImages:
         )
 
     def kernel(self) -> KernelFiles:
-        if self._kernel is None:
-            try:
-                found = ensure_kernel(self._path, agent=paths.libexec() / "carrel-agent", progress=lambda _: None)
-            except (CarrelError, OSError) as error:
-                raise NodeFaultError(f"no kernel for guests: {error}; see: carrel image build") from error
-            self._kernel = KernelFiles(
-                version=found.version, kernel=found.vmlinux, initramfs=found.initramfs, id=found.id
-            )
+        """Return kernel and initramfs; a rebuilt agent or a newer kernel is in the next guest."""
+        agent = paths.libexec() / "carrel-agent"
+        try:
+            made_of = self._parts(agent)
+            if self._kernel is None or made_of != self._made_of or not self._kernel.initramfs.exists():
+                found = ensure_kernel(self._path, agent=agent, progress=lambda _: None)
+                self._made_of = made_of
+                self._kernel = KernelFiles(
+                    version=found.version, kernel=found.vmlinux, initramfs=found.initramfs, id=found.id
+                )
+        except (CarrelError, OSError) as error:
+            raise NodeFaultError(f"no kernel for guests: {error}; see: carrel image build") from error
         return self._kernel
+
+    def _parts(self, agent: Path) -> tuple[object, ...]:
+        """Return what tells cheaply that an input changed; an agent that is absent is for ``ensure_kernel`` to say."""
+        facts = agent.stat() if agent.exists() else None
+        return (facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size), kernels(self._path)[-1:])
