@@ -132,15 +132,10 @@ static void add_script(struct records *start, const char *path)
 	free(text);
 }
 
-static struct records start_records(const struct task *task, const struct answer *answer, bool is_pty)
+/* Taken before the wait for the guest: until then, script and directory are what slurmstepd left. */
+static struct records describe(const struct task *task, bool is_pty)
 {
 	struct records start = {0};
-	const char *cursor = NULL;
-	const char *group;
-	records_add(&start, "uid", "%lld", records_number(answer->body, answer->length, "uid", (long long)getuid()));
-	records_add(&start, "gid", "%lld", records_number(answer->body, answer->length, "gid", (long long)getgid()));
-	while ((group = records_next(answer->body, answer->length, "group", &cursor)) != NULL)
-		records_add(&start, "group", "%s", group);
 	client_describe(&start, is_pty);
 	for (char **word = task->argv; *word != NULL; word++)
 		records_add(&start, "argv", "%s", *word);
@@ -148,6 +143,16 @@ static struct records start_records(const struct task *task, const struct answer
 	if (task->is_batch)
 		add_script(&start, task->argv[0]);
 	return start;
+}
+
+static void add_user(struct records *start, const struct answer *answer)
+{
+	const char *cursor = NULL;
+	const char *group;
+	records_add(start, "uid", "%lld", records_number(answer->body, answer->length, "uid", (long long)getuid()));
+	records_add(start, "gid", "%lld", records_number(answer->body, answer->length, "gid", (long long)getgid()));
+	while ((group = records_next(answer->body, answer->length, "group", &cursor)) != NULL)
+		records_add(start, "group", "%s", group);
 }
 
 /* Reads what carrel-guard wrote about the guest's end; waits for it a moment, since the stream ends first. */
@@ -173,11 +178,12 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 {
 	if (client->sentence != NULL)
 		give_up("", client->sentence);
+	if (client->relay.fault != NULL)
+		give_up("the guest's agent broke off: it sent ", client->relay.fault);
 	char *end = end_of_guest(records_get(answer->body, answer->length, "end_file"));
 	char *sentence = end == NULL ? NULL : strchr(end, '\n');
 	if (end == NULL || sentence == NULL)
-		give_up("the guest is gone: ", client->relay.fault != NULL ? client->relay.fault
-									   : "its stream closed and nobody said why");
+		give_up("the guest is gone: ", "its stream closed and nobody said why");
 	*sentence++ = '\0';
 	sentence[strcspn(sentence, "\n")] = '\0';
 	if (strcmp(end, "oom") != 0)
@@ -188,16 +194,14 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 
 __attribute__((noreturn)) static void enter(const struct task *task)
 {
-	struct client client = {0};
+	struct client client = {.is_pty = client_stdio_is_pty(), .is_batch = task->is_batch};
 	struct records question = enter_question(task);
+	struct records start = describe(task, client.is_pty);
 	struct answer answer = node_ask(task->socket_path, &question, GUEST_WAIT_MAX_S);
 	if (answer.sentence != NULL)
 		give_up("", answer.sentence);
 	records_free(&question);
-	client.is_pty = client_stdio_is_pty();
-	client.is_batch = task->is_batch;
-	/* Read before the wait is over would be too early: the directory may still be changed by nobody but us. */
-	struct records start = start_records(task, &answer, client.is_pty);
+	add_user(&start, &answer);
 	fcntl(answer.stream, F_SETFL, fcntl(answer.stream, F_GETFL) | O_NONBLOCK);
 	client_init(&client, answer.stream);
 	runner_attach(&client, task->socket_path, task->job, &answer);

@@ -32,7 +32,8 @@ void relay_init(struct relay *relay, int fd, frame_handler *on_frame, void *owne
 	relay->in = must_have(malloc(IN_BYTES));
 	relay->out = must_have(malloc(OUT_BYTES));
 	for (unsigned i = 0; i < CHANNELS_MAX; i++)
-		relay->channels[i] = (struct channel){.source = -1, .sink = -1, .source_slot = -1, .sink_slot = -1};
+		relay->channels[i] = (struct channel){
+			.source = -1, .sink = -1, .source_slot = -1, .sink_slot = -1, .credit = WINDOW_BYTES};
 }
 
 void relay_close(struct relay *relay)
@@ -58,7 +59,6 @@ void relay_source(struct relay *relay, unsigned channel, int fd)
 {
 	struct channel *c = &relay->channels[channel];
 	c->source = fd;
-	c->credit = WINDOW_BYTES;
 	c->limit = UINT64_MAX;
 	c->dry_is_end = false;
 }
@@ -184,7 +184,7 @@ void relay_send(struct relay *relay, enum frame_type type, unsigned channel, con
 		return;
 	unsigned char *place = out_place(relay, FRAME_HEAD_BYTES + length);
 	if (place == NULL) {
-		fail(relay, "the peer takes nothing");
+		fail(relay, "nothing, and takes nothing");
 		return;
 	}
 	put_head(place, type, channel, length);
@@ -400,7 +400,7 @@ static void take_frame(struct relay *relay, enum frame_type type, uint8_t channe
 		relay_close_source(relay, channel);
 		break;
 	case FRAME_ABORT:
-		fail(relay, "the sender died");
+		fail(relay, "word that the session in the guest died");
 		break;
 	case FRAME_START:
 	case FRAME_SIGNAL:

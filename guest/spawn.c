@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -246,6 +247,8 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 			say("slurmstepd: error: couldn't chdir to /tmp either. dying.\n%s%s", "", "");
 	}
 	reset_signals();
+	/* Whatever this process was itself given by its own parent is nothing of the command's. */
+	close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
 	const char *path = find_command(command, place);
 	execve(path, command->argv, command->environ);
 	int why = errno;
