@@ -23,6 +23,7 @@ _PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
 _LOG_TAIL_BYTES = 6000
 _LOGS = ("log/*", "nodes/*/guests/*/console.log", "nodes/*/guests/*/guard.log")
 _USER = "carreltest"
+_GROUP = "carreltesters"
 _USER_MARK = "made for the tests of carrel"
 _USER_ATTEMPTS = 10
 _USER_LOCK = Path("/run/lock/carreltest.lock")
@@ -81,7 +82,9 @@ def sandbox(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def user() -> Iterator[User]:
-    """Name an ordinary user, ``carreltest``, with a home; made here if absent, and then removed by the last session.
+    """Name an ordinary user, ``carreltest``, with a home and a second group; made here if absent.
+
+    Whoever was made here is removed by the last session that uses it.
 
     Test sessions that run at the same time share it, by a lock.
     """
@@ -97,6 +100,7 @@ def user() -> Iterator[User]:
             return  # another session still uses it
         if _USER_MARK in who.pw_gecos:
             run(["userdel", "--remove", _USER])
+            run(["groupdel", _GROUP])
 
 
 def _share_user(lock: IO[str]) -> None:
@@ -107,7 +111,10 @@ def _share_user(lock: IO[str]) -> None:
             return
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _exists(_USER):
-            run(["useradd", "--create-home", "--comment", _USER_MARK, "--shell", "/bin/bash", _USER])
+            run(["groupadd", "--force", _GROUP])
+            run(
+                ["useradd", "--create-home", "--comment", _USER_MARK, "--groups", _GROUP, "--shell", "/bin/bash", _USER]
+            )
     raise AssertionError(f"user {_USER} vanished {_USER_ATTEMPTS} times while it was made")
 
 
