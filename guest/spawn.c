@@ -146,6 +146,15 @@ static const char *variable(char **environment, const char *name)
 	return NULL;
 }
 
+/* Says a sentence of slurmstepd's under the name that it has on this node. */
+static void say_as_slurmstepd(const struct command *command, const char *format, const char *one, const char *two)
+{
+	const char *node = variable(command->environ, "SLURMD_NODENAME");
+	char text[2 * PATH_MAX];
+	snprintf(text, sizeof text, format, one, two);
+	dprintf(STDERR_FILENO, "slurmstepd%s%s: error: %s", node != NULL ? "-" : "", node != NULL ? node : "", text);
+}
+
 /* As slurmstepd looks for a command: the first file of that name on the task's own PATH, else the name itself. */
 static const char *find_command(const struct command *command, char *place)
 {
@@ -164,7 +173,7 @@ static const char *find_command(const struct command *command, char *place)
 	return name;
 }
 
-static bool says_bad_interpreter(const char *path, int why)
+static bool says_bad_interpreter(const struct command *command, const char *path, int why)
 {
 	char line[256];
 	int fd = why == ENOENT ? open(path, O_RDONLY | O_CLOEXEC) : -1;
@@ -175,7 +184,7 @@ static bool says_bad_interpreter(const char *path, int why)
 		return false;
 	line[got] = '\0';
 	line[strcspn(line, "\n")] = '\0';
-	say("slurmstepd: error: execve(): bad interpreter(%s): %s\n", line + 2, strerror(why));
+	say_as_slurmstepd(command, "execve(): bad interpreter(%s): %s\n", line + 2, strerror(why));
 	return true;
 }
 
@@ -241,10 +250,10 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	}
 	umask(command->umask);
 	if (command->cwd != NULL && chdir(command->cwd) != 0) {
-		say("slurmstepd: error: couldn't chdir to `%s': %s: going to /tmp instead\n", command->cwd,
-		    strerror(errno));
+		say_as_slurmstepd(command, "couldn't chdir to `%s': %s: going to /tmp instead\n", command->cwd,
+				  strerror(errno));
 		if (chdir("/tmp") != 0)
-			say("slurmstepd: error: couldn't chdir to /tmp either. dying.\n%s%s", "", "");
+			say_as_slurmstepd(command, "couldn't chdir to /tmp either. dying.\n%s%s", "", "");
 	}
 	reset_signals();
 	/* Whatever this process was itself given by its own parent is nothing of the command's. */
@@ -252,8 +261,8 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	const char *path = find_command(command, place);
 	execve(path, command->argv, command->environ);
 	int why = errno;
-	if (!says_bad_interpreter(path, why))
-		say("slurmstepd: error: execve(): %s: %s\n", path, strerror(why));
+	if (!says_bad_interpreter(command, path, why))
+		say_as_slurmstepd(command, "execve(): %s: %s\n", path, strerror(why));
 	_exit(why);
 }
 
