@@ -106,3 +106,16 @@ def test_of_a_long_console_the_end_is_kept() -> None:
     ((_, kept),) = known.consoles("g")
     assert len(kept) == board.CONSOLE_BYTES_MAX
     assert kept.endswith("panic")
+
+
+def test_an_event_whose_owner_was_not_told_belongs_to_the_guests_user() -> None:
+    known = Board()
+    known.take(a_report(a_guest(), events=(an_event(uid=-1),)), now_s=10)
+    assert [event.uid for event in known.events(7, uid=1001)] == [1001]
+
+
+def test_an_event_of_a_job_that_nobody_knows_is_for_administrators() -> None:
+    known = Board()
+    known.take(a_report(events=(an_event(uid=-1),)), now_s=10)
+    assert known.events(7, uid=1001) == []
+    assert len(known.events(7)) == 1

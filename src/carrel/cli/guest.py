@@ -75,7 +75,7 @@ def console(
     try:
         one = _one(_find(settings, guest, node), guest)
     except NotFoundError:
-        _print_held(settings, guest, node)
+        _print_held(settings, _last_name(settings, guest), node)
         return
     path = Path(one.console)
     if one.console and _readable(path):
@@ -95,10 +95,11 @@ def map_(
     /,
     *,
     json: Json = False,
+    step: Annotated[str, Parameter(show_default=False, help="Only this step's.")] = "",
     xml: Annotated[bool, Parameter(negative="", show_default=False, help="Print VINO-Slurm's XML.")] = False,
 ) -> None:
     """Show which guest of a job has which slot on which node."""
-    found = api.slot_map(config.load(), job)
+    found = [slot for slot in api.slot_map(config.load(), job) if step in ("", slot.step)]
     if xml:
         print(maps.xml(found), end="")
     elif json:
@@ -162,6 +163,16 @@ def _find(settings: Config, name: str, node: str) -> list[views.GuestView]:
     return mine
 
 
+def _last_name(settings: Config, name: str) -> str:
+    """Return the guest that a job had last, so that its console is found after its end; a name stays as it is."""
+    if not name.isdigit():
+        return name
+    names = [event.guest for event in api.events(settings, int(name)) if event.guest]
+    if not names:
+        raise NotFoundError(f"job {name} has no guest; see: carrel job show {name}")
+    return names[-1]
+
+
 def _one(found: list[views.GuestView], name: str) -> views.GuestView:
     if len(found) == 1:
         return found[0]
@@ -177,7 +188,8 @@ def _print_held(settings: Config, name: str, node: str) -> None:
         raise UnreachableError(f"the console is not a file of this machine, and {error}") from error
     for one in held:
         output.say(f"end of the console of {one.guest} on {one.node}, as last reported to carrelctld")
-        print(output.printable(one.text), end="" if one.text.endswith("\n") else "\n")
+        text = output.printable(one.text)
+        print(text, end="" if text.endswith("\n") or not text else "\n")
 
 
 def _readable(path: Path) -> bool:

@@ -4,8 +4,10 @@ Nothing here is owned: a restart forgets it, and the next reports bring it back.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from carrel.model.guest import Guest
 from carrel.model.report import Event, NodeReport
@@ -42,7 +44,7 @@ class Board:
             Whether guests may have changed.
         """
         node = report.facts.node
-        self._add_events(report.events)
+        self._add_events(self._owned(event, report.guests) for event in report.events)
         before = self.nodes.get(node)
         if before is not None and before.report.sent_s > report.sent_s:
             return False
@@ -87,6 +89,15 @@ class Board:
     def _all_guests(self) -> Iterator[Guest]:
         for node in sorted(self.nodes):
             yield from self.nodes[node].report.guests
+
+    def _owned(self, event: Event, guests: Sequence[Guest]) -> Event:
+        """Give an event whose owner was not told that of its guest, or of the job's guest."""
+        if event.uid >= 0 or not event.job_id:
+            return event
+        known = (*guests, *self._all_guests())
+        jobs = {guest.run.job_id: guest.uid for guest in known if guest.run is not None}
+        uid = {guest.name: guest.uid for guest in known}.get(event.guest, jobs.get(event.job_id, -1))
+        return msgspec.structs.replace(event, uid=uid)
 
     def _add_events(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 10.0
 PATIENCE_S = 2.0  # after this long a waiting user is told what for
 SLOTS_MAX = 65536
+PROMISE_S = 30.0  # the driver lists a guest long before: as soon as it has its directory
 
 
 class Door:
@@ -37,6 +38,8 @@ class Door:
         self._ports = itertools.count()
         self._answers: set[asyncio.Task[None]] = set()
         self._resolving = asyncio.Lock()
+        self._promised: dict[str, tuple[int, float]] = {}
+        """Slots of guests that no driver lists yet, as they are about to be made; and until when."""
 
     def answer(self, connection: socket.socket) -> None:
         """Answer a new peer, at the same time as all others."""
@@ -187,7 +190,7 @@ class Door:
                     has_hash=guest.image,
                 )
         mine = next((guest for guest in existing if guest.name == name), None)
-        slot = mine.slot if mine else decide.free_slot([guest.slot for guest in existing], limit=SLOTS_MAX)
+        slot = mine.slot if mine else self._promise(name, existing)
         person = await people.person(job.uid)
         if job.gid >= 0:
             person = msgspec.structs.replace(person, gid=job.gid)
@@ -205,6 +208,19 @@ class Door:
         )
         sources = [decide.parse_mount(text).source for text in asked.mounts]
         return msgspec.structs.replace(spec, mounts=await people.reachable(spec.mounts, person, asked=sources))
+
+    def _promise(self, name: str, existing: Sequence[Guest]) -> int:
+        """Return a slot that neither a guest has nor another task was promised; the same one for the same name."""
+        now_s = time.monotonic()
+        listed = {guest.name for guest in existing}
+        # A task that was refused or left before its guest was made never comes to claim its promise.
+        self._promised = {
+            other: promise for other, promise in self._promised.items() if other not in listed and promise[1] > now_s
+        }
+        if name not in self._promised:
+            taken = [guest.slot for guest in existing] + [slot for slot, _ in self._promised.values()]
+            self._promised[name] = decide.free_slot(taken, limit=SLOTS_MAX), now_s + PROMISE_S
+        return self._promised[name][0]
 
     async def _ready(self, connection: socket.socket, spec: GuestSpec, driver_name: str) -> Guest | None:
         """Return the guest once it is ready; None when the task went away first."""

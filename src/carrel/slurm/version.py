@@ -57,7 +57,7 @@ def built_for(plugin: Path) -> Version:
     try:
         # Its functions are Slurm's to bind; only a number is read, so nothing of it runs.
         library = ctypes.CDLL(str(plugin), mode=1)
-        number = ctypes.c_uint.in_dll(library, "spank_plugin_version").value
+        number = ctypes.c_uint.in_dll(library, "plugin_version").value
     except (OSError, ValueError) as error:
         raise CarrelError(f"{plugin}: not a SPANK plug-in: {error}; build it: make native") from error
     return Version(number >> 16 & 0xFF, number >> 8 & 0xFF, number & 0xFF)
