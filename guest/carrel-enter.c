@@ -194,10 +194,11 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 
 __attribute__((noreturn)) static void enter(const struct task *task)
 {
-	struct client client = {.is_pty = client_stdio_is_pty(), .is_batch = task->is_batch};
+	struct client client = {
+		.is_pty = client_stdio_is_pty(), .is_batch = task->is_batch, .parent = client_watch_parent()};
 	struct records question = enter_question(task);
 	struct records start = describe(task, client.is_pty);
-	struct answer answer = node_ask(task->socket_path, &question, GUEST_WAIT_MAX_S);
+	struct answer answer = node_ask(task->socket_path, &question, GUEST_WAIT_MAX_S, client.parent);
 	if (answer.sentence != NULL)
 		give_up("", answer.sentence);
 	records_free(&question);

@@ -14,6 +14,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,6 +28,11 @@ void client_block_signals(void)
 	sigset_t all;
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
+}
+
+int client_watch_parent(void)
+{
+	return (int)syscall(SYS_pidfd_open, getppid(), 0);
 }
 
 bool client_stdio_is_pty(void)
@@ -169,7 +175,7 @@ static bool is_over(const struct client *client)
 
 void client_relay(struct client *client)
 {
-	struct pollfd set[RELAY_POLL_MAX + 1 + CLIENT_POLL_MAX];
+	struct pollfd set[RELAY_POLL_MAX + 2 + CLIENT_POLL_MAX];
 	while (!is_over(client)) {
 		if (client->ended) /* nothing is read on behalf of the dead */
 			relay_close_source(&client->relay, CHANNEL_STDIN);
@@ -177,8 +183,12 @@ void client_relay(struct client *client)
 		size_t signals = count++;
 		bool room = relay_has_room(&client->relay);
 		set[signals] = (struct pollfd){.fd = room ? client->signals : -1, .events = POLLIN};
+		size_t parent = count++;
+		set[parent] = (struct pollfd){.fd = client->parent, .events = POLLIN};
 		size_t more = client->more_polls == NULL ? 0 : client->more_polls(client, set + count);
 		poll(set, count + more, -1);
+		if (set[parent].revents != 0)
+			_exit(1); /* nobody is left to hear of an end, and the task must not outlive its step */
 		if (set[signals].revents != 0)
 			take_signals(client);
 		relay_turn(&client->relay, set);

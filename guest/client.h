@@ -17,6 +17,7 @@ struct client;
 struct client {
 	struct relay relay;
 	int signals;            /* signalfd of everything that can be caught */
+	int parent;             /* pidfd of who started this process, which ends with it; -1: it does not */
 	bool is_pty;
 	bool is_batch;          /* scancel -b means the script alone */
 	bool is_stub;           /* stands for one process; stops itself on SIGTSTP */
@@ -32,6 +33,8 @@ struct client {
 enum { CLIENT_POLL_MAX = 64 };
 
 void client_block_signals(void);
+/* A pidfd of who started this process: readable when that is dead. -1 where the kernel has none. */
+int client_watch_parent(void);
 /* Makes the client of the stream fd; stdio is attached and a terminal is raw from here on. */
 void client_init(struct client *client, int fd);
 bool client_stdio_is_pty(void);

@@ -36,17 +36,29 @@ int node_watch_signals(void)
 	return signalfd(-1, &fatal, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static void wait_for(int fd, int signals, int timeout_ms)
+/* What ends this process while it waits. */
+struct ends {
+	int signals;
+	int parent; /* pidfd, or -1 */
+};
+
+static void wait_for(int fd, const struct ends *ends, int timeout_ms)
 {
-	struct pollfd set[2] = {{.fd = signals, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
+	struct pollfd set[3] = {
+		{.fd = ends->signals, .events = POLLIN},
+		{.fd = ends->parent, .events = POLLIN},
+		{.fd = fd, .events = POLLIN},
+	};
 	struct signalfd_siginfo info;
-	poll(set, 2, timeout_ms);
-	if (set[0].revents != 0 && read(signals, &info, sizeof info) == (ssize_t)sizeof info)
+	poll(set, 3, timeout_ms);
+	if (set[0].revents != 0 && read(ends->signals, &info, sizeof info) == (ssize_t)sizeof info)
 		client_die_by((int)info.ssi_signo);
+	if (set[1].revents != 0)
+		_exit(1);
 }
 
 /* carreld may be starting again just now, so one refusal to connect is not yet an answer. */
-static int connect_to(const char *path, int signals)
+static int connect_to(const char *path, const struct ends *ends)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int64_t until = now_ms() + CONNECT_TIMEOUT_MS;
@@ -64,7 +76,7 @@ static int connect_to(const char *path, int signals)
 		errno = why;
 		if ((why != ECONNREFUSED && why != ENOENT && why != EAGAIN) || now_ms() >= until)
 			return -1;
-		wait_for(-1, signals, RETRY_MS);
+		wait_for(-1, ends, RETRY_MS);
 	}
 }
 
@@ -75,7 +87,8 @@ static void explain(struct answer *answer, const char *path, const char *reason)
 }
 
 /* False: the connection ended without an answer. */
-static bool read_answer(struct answer *answer, struct wire_reader *reader, int signals, int64_t until)
+static bool read_answer(struct answer *answer, struct wire_reader *reader, const struct ends *ends,
+			int64_t until)
 {
 	for (;;) {
 		enum wire_state state = wire_read(reader, answer->connection);
@@ -85,7 +98,7 @@ static bool read_answer(struct answer *answer, struct wire_reader *reader, int s
 			int64_t left = until - now_ms();
 			if (left <= 0)
 				return false;
-			wait_for(answer->connection, signals, (int)left);
+			wait_for(answer->connection, ends, (int)left);
 			continue;
 		}
 		const char *status = records_get(reader->body, reader->length, "status");
@@ -104,33 +117,33 @@ static bool read_answer(struct answer *answer, struct wire_reader *reader, int s
 	}
 }
 
-struct answer node_ask(const char *path, const struct records *question, int wait_s)
+struct answer node_ask(const char *path, const struct records *question, int wait_s, int parent)
 {
 	struct answer answer = {.connection = -1, .stream = -1};
-	int signals = node_watch_signals();
+	struct ends ends = {.signals = node_watch_signals(), .parent = parent};
 	int64_t until = now_ms() + (int64_t)wait_s * 1000;
 	for (int i = 0; i < ASKS_MAX && now_ms() < until; i++) {
 		struct wire_reader reader;
 		wire_reader_init(&reader);
-		answer.connection = connect_to(path, signals);
+		answer.connection = connect_to(path, &ends);
 		if (answer.connection < 0)
 			break;
 		errno = 0;
 		bool answered = wire_send(answer.connection, question) &&
-				read_answer(&answer, &reader, signals, until);
+				read_answer(&answer, &reader, &ends, until);
 		free(reader.body);
 		if (reader.fd >= 0)
 			close(reader.fd);
 		if (answered) {
-			close(signals);
+			close(ends.signals);
 			return answer;
 		}
 		/* It ended before it answered: a carreld that is started again answers the same question. */
 		close(answer.connection);
 		answer.connection = -1;
-		wait_for(-1, signals, RETRY_MS);
+		wait_for(-1, &ends, RETRY_MS);
 	}
 	explain(&answer, path, errno != 0 ? strerror(errno) : "it ended the conversation");
-	close(signals);
+	close(ends.signals);
 	return answer;
 }

@@ -12,8 +12,9 @@ struct answer {
 	char *sentence;  /* why not */
 };
 
-/* Asks and waits for `ok` or `refused`; `signals` ends the process when one of the fatal signals comes. */
-struct answer node_ask(const char *socket_path, const struct records *question, int wait_s);
+/* Asks and waits for `ok` or `refused`. TERM, INT, HUP and QUIT end the process meanwhile, and so does the end of
+ * `parent`, a pidfd or -1. */
+struct answer node_ask(const char *socket_path, const struct records *question, int wait_s, int parent);
 /* Ends this process when TERM, INT, HUP or QUIT is pending; others wait for the command. */
 int node_watch_signals(void);
 

@@ -83,7 +83,7 @@ __attribute__((noreturn)) static void run(const char *id, int words)
 	records_add(&question, "job", "%s", here.job);
 	records_add(&question, "guest", "%s", here.guest);
 	records_add(&question, "id", "%s", id);
-	struct answer answer = node_ask(here.socket_path, &question, STREAM_WAIT_S);
+	struct answer answer = node_ask(here.socket_path, &question, STREAM_WAIT_S, -1);
 	if (answer.sentence != NULL) {
 		dprintf(3, "%.*s", SENTENCE_MAX, answer.sentence);
 		_exit(1);

@@ -75,7 +75,7 @@ static struct records describe(const char *name, int argc, char **argv, bool is_
 
 int call_host(const char *name, int argc, char **argv)
 {
-	struct client client = {.is_stub = true};
+	struct client client = {.is_stub = true, .parent = -1};
 	char sentence[SENTENCE_BYTES];
 	int sock = connect_to_agent();
 	if (sock < 0)

@@ -96,6 +96,29 @@ def test_a_carreld_that_is_started_again_is_asked_again(node: RelayNode) -> None
     assert len(node.questions) == 2
 
 
+def under_a_shell(node: RelayNode, command: str) -> "subprocess.Popen[bytes]":
+    """Start a task whose parent stands for slurmstepd."""
+    words: list[str | Path] = ["sh", "-c", '"$@" & wait', "sh", *node.command(["sh", "-c", command])]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, env=node.environment("sh"))
+
+
+def test_a_task_ends_with_the_slurmstepd_that_started_it(node: RelayNode) -> None:
+    with under_a_shell(node, "echo begun; exec sleep 60") as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"begun\n"
+        parent.kill()
+        assert node.task_ended.wait(10)
+        node.agents[0].wait(10)
+
+
+def test_a_wait_for_the_guest_ends_with_the_slurmstepd_that_started_it(node: RelayNode) -> None:
+    asked = silent(node)
+    with under_a_shell(node, "true") as parent:
+        assert asked.wait(10)
+        parent.kill()
+        assert node.task_ended.wait(10)
+
+
 def test_a_guest_that_ran_out_of_memory_kills_its_task_and_says_so(node: RelayNode) -> None:
     asked = with_a_stream(node)
     (node.directory / "end").write_text("oom\njob 7 used more than 400 MB\n")
