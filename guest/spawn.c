@@ -116,9 +116,21 @@ static bool write_script(const struct command *command)
 	return done;
 }
 
-static void say(const char *format, const char *one, const char *two)
+static const char *variable(char **environment, const char *name)
 {
-	dprintf(STDERR_FILENO, format, one, two);
+	size_t length = strlen(name);
+	for (; *environment != NULL; environment++)
+		if (strncmp(*environment, name, length) == 0 && (*environment)[length] == '=')
+			return *environment + length + 1;
+	return NULL;
+}
+
+/* As slurmstepd signs what it says on a task's stderr. */
+static void say(const struct command *command, const char *what, const char *name, const char *reason)
+{
+	const char *node = variable(command->environ, "SLURMD_NODENAME");
+	dprintf(STDERR_FILENO, "slurmstepd%s%s: error: ", node == NULL ? "" : "-", node == NULL ? "" : node);
+	dprintf(STDERR_FILENO, what, name, reason);
 }
 
 static void apply_limits(const struct command *command)
@@ -137,29 +149,15 @@ static void apply_limits(const struct command *command)
 	}
 }
 
-static const char *variable(char **environment, const char *name)
-{
-	size_t length = strlen(name);
-	for (; *environment != NULL; environment++)
-		if (strncmp(*environment, name, length) == 0 && (*environment)[length] == '=')
-			return *environment + length + 1;
-	return NULL;
-}
-
-/* Says a sentence of slurmstepd's under the name that it has on this node. */
-static void say_as_slurmstepd(const struct command *command, const char *format, const char *one, const char *two)
-{
-	const char *node = variable(command->environ, "SLURMD_NODENAME");
-	char text[2 * PATH_MAX];
-	snprintf(text, sizeof text, format, one, two);
-	dprintf(STDERR_FILENO, "slurmstepd%s%s: error: %s", node != NULL ? "-" : "", node != NULL ? node : "", text);
-}
-
 /* As slurmstepd looks for a command: the first file of that name on the task's own PATH, else the name itself. */
 static const char *find_command(const struct command *command, char *place)
 {
 	const char *name = command->argv[0];
 	const char *path = variable(command->environ, "PATH");
+	if (name[0] == '.' && getcwd(place, PATH_MAX) != NULL && strlen(place) + strlen(name) + 2 < PATH_MAX) {
+		strcat(strcat(place, "/"), name);
+		return place;
+	}
 	if (strchr(name, '/') != NULL || path == NULL)
 		return name;
 	while (*path != '\0') {
@@ -184,7 +182,7 @@ static bool says_bad_interpreter(const struct command *command, const char *path
 		return false;
 	line[got] = '\0';
 	line[strcspn(line, "\n")] = '\0';
-	say_as_slurmstepd(command, "execve(): bad interpreter(%s): %s\n", line + 2, strerror(why));
+	say(command, "execve(): bad interpreter(%s): %s\n", line + 2, strerror(why));
 	return true;
 }
 
@@ -205,7 +203,7 @@ static void join_cgroup(const char *directory)
 	if (fd < 0)
 		return;
 	if (write(fd, "0", 1) != 1)
-		say("carrel: cannot enter cgroup %s: %s\n", directory, strerror(errno));
+		dprintf(STDERR_FILENO, "carrel: cannot enter cgroup %s: %s\n", directory, strerror(errno));
 	close(fd);
 }
 
@@ -230,6 +228,20 @@ static void reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+static void enter_directory(const struct session *session)
+{
+	const struct command *command = &session->command;
+	if (command->cwd == NULL || chdir(command->cwd) == 0)
+		return;
+	if (session->is_root_of_all)
+		say(command, "couldn't chdir to `%s': %s: going to /tmp instead\n", command->cwd, strerror(errno));
+	else
+		dprintf(STDERR_FILENO, "carrel: %s: %s on the host, going to /tmp instead; see: --guest-mount\n",
+			command->cwd, strerror(errno));
+	if (chdir("/tmp") != 0)
+		say(command, "couldn't chdir to /tmp either: %s%s\n", strerror(errno), "");
+}
+
 __attribute__((noreturn)) static void become(const struct session *session, const struct ends *ends)
 {
 	const struct command *command = &session->command;
@@ -245,16 +257,11 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 		be_killable();
 	}
 	if (session->is_root_of_all && geteuid() == 0 && !take_identity(command)) {
-		say("carrel: cannot become the job's user: %s%s\n", strerror(errno), "");
+		dprintf(STDERR_FILENO, "carrel: cannot become the job's user: %s\n", strerror(errno));
 		_exit(1);
 	}
 	umask(command->umask);
-	if (command->cwd != NULL && chdir(command->cwd) != 0) {
-		say_as_slurmstepd(command, "couldn't chdir to `%s': %s: going to /tmp instead\n", command->cwd,
-				  strerror(errno));
-		if (chdir("/tmp") != 0)
-			say_as_slurmstepd(command, "couldn't chdir to /tmp either. dying.\n%s%s", "", "");
-	}
+	enter_directory(session);
 	reset_signals();
 	/* Whatever this process was itself given by its own parent is nothing of the command's. */
 	close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
@@ -262,7 +269,7 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	execve(path, command->argv, command->environ);
 	int why = errno;
 	if (!says_bad_interpreter(command, path, why))
-		say_as_slurmstepd(command, "execve(): %s: %s\n", path, strerror(why));
+		say(command, "execve(): %s: %s\n", path, strerror(why));
 	_exit(why);
 }
 
