@@ -17,6 +17,7 @@ from carrel.daemons import people, requests
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Guest, GuestRequest, GuestSpec
 from carrel.model.job import Job
+from carrel.model.report import Event, NodeReport
 from carrel.model.task import Task
 from carrel.slurm import cgroups
 
@@ -77,8 +78,7 @@ class Door:
                 _require_root(uid)
                 await wire.send(connection, await self._epilog(message))
             case "status":
-                report = await self._node.report()
-                await _send_json(connection, msgspec.structs.replace(report, events=self._node.journal.all()))
+                await _send_json(connection, _shown(await self._node.report(), self._node.journal.all(), uid))
             case "list":
                 await _send_json(connection, _visible((await self._node.report()).guests, uid))
             case "show" | "map":
@@ -137,7 +137,7 @@ class Door:
             await self._node_fault(job_id, task, error)
             raise
         except CarrelError as error:
-            self._node.journal.add("refused", str(error), job_id=job_id)
+            self._node.journal.add("refused", str(error), job_id=job_id, uid=uid)
             raise
         if not isinstance(entry, Agent):
             raise RefusedError(f"guest {guest.name} is a node of its own and cannot be entered")
@@ -232,6 +232,7 @@ class Door:
                 f"{spec.clone} clone of {spec.image_name}, {spec.cpus} CPUs, {spec.memory_bytes // 2**20} MiB",
                 job_id=spec.run.job_id,
                 guest=spec.name,
+                uid=spec.uid,
             )
         self._node.reporter.poke()
         making = asyncio.ensure_future(driver.ensure(spec))
@@ -248,7 +249,8 @@ class Door:
                     await wire.send(connection, {"status": "wait", "text": text})
             guest = await making
         except CarrelError as error:
-            self._node.journal.add("guest-failed", str(error), job_id=spec.run.job_id, guest=spec.name)
+            job_id, name = spec.run.job_id, spec.name
+            self._node.journal.add("guest-failed", str(error), job_id=job_id, guest=name, uid=spec.uid)
             self._node.reporter.poke()
             raise
         finally:
@@ -311,7 +313,7 @@ class Door:
 
     def _say(self, what: str, text: str, guest: Guest) -> None:
         job_id = guest.run.job_id if guest.run else 0
-        self._node.journal.add(what, text, job_id=job_id, guest=guest.name)
+        self._node.journal.add(what, text, job_id=job_id, guest=guest.name, uid=guest.uid)
         self._node.reporter.poke()
 
 
@@ -325,6 +327,18 @@ def _entered(spec: GuestSpec, guest: Guest, slurm_bin: str) -> wire.Fields:
         "end_file": guest.end_file,
         "slurm_bin": slurm_bin,
     }
+
+
+def _shown(report: NodeReport, events: Sequence[Event], uid: int) -> NodeReport:
+    """Return what ``uid`` may know: the node's facts, and of guests, events and consoles his own."""
+    guests = tuple(_visible(report.guests, uid))
+    names = {guest.name for guest in guests}
+    return msgspec.structs.replace(
+        report,
+        guests=guests,
+        events=tuple(event for event in events if uid in (0, event.uid)),
+        consoles={name: text for name, text in report.consoles.items() if name in names},
+    )
 
 
 def _visible(guests: Sequence[Guest], uid: int) -> list[Guest]:

@@ -18,8 +18,9 @@ class Journal:
         self._tell = tell
         self._events: deque[Event] = deque(maxlen=KEPT)
 
-    def add(self, what: str, text: str, *, job_id: int = 0, guest: str = "") -> None:
-        event = Event(time_s=time.time(), node=self._node, what=what, text=text, job_id=job_id, guest=guest)
+    def add(self, what: str, text: str, *, job_id: int = 0, guest: str = "", uid: int = -1) -> None:
+        """Note an event; ``uid`` may read it, beside root."""
+        event = Event(time_s=time.time(), node=self._node, what=what, text=text, job_id=job_id, guest=guest, uid=uid)
         self._events.append(event)
         self._tell(event)
         print(f"{what}: {text} job={job_id} guest={guest or '-'}", flush=True)  # noqa: T201  # the service's log

@@ -84,7 +84,7 @@ class Sweep:
                 self._node.inside.forget(guest.name)
                 job_id = guest.run.job_id if guest.run else 0
                 text = "swept: no living job owns it"
-                self._node.journal.add("guest-gone", text, job_id=job_id, guest=guest.name)
+                self._node.journal.add("guest-gone", text, job_id=job_id, guest=guest.name, uid=guest.uid)
                 self._node.reporter.poke()
         return bool(names)
 
@@ -109,5 +109,5 @@ class Sweep:
     def _say_suspended(self, guest: Guest, *, suspended: bool) -> None:
         what, text = ("guest-suspended", "its job is suspended") if suspended else ("guest-resumed", "its job goes on")
         job_id = guest.run.job_id if guest.run else 0
-        self._node.journal.add(what, text, job_id=job_id, guest=guest.name)
+        self._node.journal.add(what, text, job_id=job_id, guest=guest.name, uid=guest.uid)
         self._node.reporter.poke()
