@@ -7,7 +7,6 @@ SHELL       := /bin/bash
 PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
-LIBEXEC ?= /usr/libexec/carrel
 
 .PHONY: help setup venv native image demo test check bench mutants install clean format
 
@@ -40,11 +39,20 @@ mutants: venv   ## breaks the decisions line by line and sees that a test fails 
 	@$(PY) scripts/mutants
 	@$(PY) scripts/mutants --model
 
+lock: venv      ## pin the dependencies anew: all of them, and those that an installation needs
+	@$(BIN)/pip install --quiet uv
+	@for out in "requirements.lock --extra controller --extra dev" "requirements-run.lock --extra controller"; do set -- $$out; \
+	    $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	        --exclude-newer "$$(date -ud '7 days ago' +%FT%TZ)" pyproject.toml -o $$out; done
+
 format:
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
 bench: setup    ## the benchmarks, printing their own figures
 	@$(PY) benchmarks/run.py $(ARGS)
+
+install: venv native ## below DESTDIR=, for a cluster; docs/how-to/install.md says what Slurm must be told
+	@DESTDIR="$(DESTDIR)" scripts/install
 
 clean:          ## remove what was built; the virtual environment stays
 	rm -rf build

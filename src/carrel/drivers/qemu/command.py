@@ -72,7 +72,7 @@ def probe_command_line(
 
 
 def _machine(settings: Settings, accelerator: Accelerator, name: str, cpus: int, memory_bytes: int) -> list[str]:
-    cpu = settings.cpu or {"kvm": "host", "tcg": "max"}[accelerator]
+    cpu = settings.cpu or {"kvm": "host", "tcg": "max,la57=off"}[accelerator]  # five-level tables only cost time
     return [
         *("-name", f"guest={name},debug-threads=on"),
         *("-machine", f"{settings.machine},vmport=off"),
