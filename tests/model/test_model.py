@@ -357,10 +357,12 @@ class Histories(RuleBasedStateMachine):
             assert self.world.plan() == []
 
     def teardown(self) -> None:
-        self.all_comes_to_rest()
-        self.nothing_unsafe_happened()
-        self.loop.close()
-        shutil.rmtree(self.where)
+        try:
+            self.all_comes_to_rest()
+            self.nothing_unsafe_happened()
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.where)
 
 
 def test_a_power_cut_before_and_after_each_write_changes_no_outcome(tmp_path: Path) -> None:

@@ -10,6 +10,19 @@ from carrel.model.guest import Guest, GuestRequest, GuestSpec, Per
 from carrel.model.job import Job, JobKey
 from carrel.model.task import Person, Task
 
+__all__ = [
+    "free_slot",
+    "group_lines",
+    "guest_name",
+    "living",
+    "merge",
+    "orphans",
+    "parse_mount",  # of mounts; whoever reads a request reads its mounts
+    "passwd_lines",
+    "refuse_other_image",
+    "resolve",
+]
+
 _MIB = 2**20
 _UNFIT_FOR_A_DATABASE = re.compile(r"[:\n\0]")
 
