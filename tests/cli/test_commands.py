@@ -280,3 +280,20 @@ def test_the_advice_fits_what_is_known(guests: list[Guest] | None, state: Any, n
         guests=None if guests is None else [views.guest_view(guest) for guest in guests],
     )
     assert next_step in advice(view)[0]
+
+
+def test_the_console_of_a_jobs_last_guest_is_found_after_its_end(
+    cluster: ControllerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = Event(time_s=1.0, node="c5", what="guest-down", text="panic", job_id=21, guest="21.1.0", uid=1001)
+    report = a_report(node="c5", sent_s=time.time(), events=(event,))
+    _report(cluster, msgspec.structs.replace(report, consoles={"21.1.0": "no init found\n"}))
+    assert main.run(["guest", "console", "21"]) == 0
+    assert capsys.readouterr().out == "no init found\n"
+
+
+def test_the_map_of_one_step_leaves_the_others_out(
+    cluster: ControllerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["guest", "map", "7", "--step", "3", "--json"]) == 0
+    assert lines(capsys) == []
