@@ -19,7 +19,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A table of the configuration file."""
 
 
-class Slurm(Section):
+class Slurm(Section, frozen=True):
     bin_dir: str = "/usr/bin"
     """Directory of ``srun``, ``squeue``, ``scontrol`` and the others on this host."""
     conf: str = ""
@@ -28,7 +28,7 @@ class Slurm(Section):
     """``SlurmdSpoolDir``; its step sockets tell carrel-guard that a job is gone while carreld is dead."""
 
 
-class Guests(Section):
+class Guests(Section, frozen=True):
     driver: str = "qemu"
     """Driver used where ``--guest-driver`` is absent."""
     per: Literal["job", "task"] = "job"
@@ -50,7 +50,7 @@ class Guests(Section):
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 
 
-class Images(Section):
+class Images(Section, frozen=True):
     store: str = ""
     """Directory of images; empty: ``/var/lib/carrel/images``, or ``build/images`` of a source checkout."""
 
@@ -59,7 +59,7 @@ class Images(Section):
         return Path(self.store) if self.store else paths.image_store()
 
 
-class Node(Section):
+class Node(Section, frozen=True):
     dir: str = "/var/spool/carrel/{node}"
     """A node's own directory: the socket of carreld, and a directory per guest. On a disk, not in memory."""
     sweep_period_s: float = 2.0
@@ -69,14 +69,14 @@ class Node(Section):
         return Path(self.dir.replace("{node}", node))
 
 
-class Controller(Section):
+class Controller(Section, frozen=True):
     listen: str = "unix:/run/carrel/carrelctld.sock"
     """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
     munge_socket: str = ""
     """Munge's socket; empty: munge's own default."""
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
     images: Images = Images()
