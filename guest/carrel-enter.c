@@ -192,12 +192,23 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 	client_die_by(SIGKILL);
 }
 
+/* The socket that mpi/pmi2 gives a task; -1: none. */
+static int pmi_connection(void)
+{
+	struct stat facts;
+	int fd = atoi(variable("PMI_FD", "-1"));
+	return fd > STDERR_FILENO && fstat(fd, &facts) == 0 && S_ISSOCK(facts.st_mode) ? fd : -1;
+}
+
 __attribute__((noreturn)) static void enter(const struct task *task)
 {
 	struct client client = {
 		.is_pty = client_stdio_is_pty(), .is_batch = task->is_batch, .parent = client_watch_parent()};
 	struct records question = enter_question(task);
 	struct records start = describe(task, client.is_pty);
+	int pmi = pmi_connection();
+	if (pmi >= 0)
+		records_add(&start, "flag", "pmi");
 	struct answer answer = node_ask(task->socket_path, &question, GUEST_WAIT_MAX_S, client.parent);
 	if (answer.sentence != NULL)
 		give_up("", answer.sentence);
@@ -206,6 +217,8 @@ __attribute__((noreturn)) static void enter(const struct task *task)
 	fcntl(answer.stream, F_SETFL, fcntl(answer.stream, F_GETFL) | O_NONBLOCK);
 	client_init(&client, answer.stream);
 	runner_attach(&client, task->socket_path, task->job, &answer);
+	if (pmi >= 0)
+		relay_connection(&client.relay, CHANNEL_PMI, pmi, SINK_FOREIGN);
 	if (client_start(&client, &start))
 		client_relay(&client);
 	records_free(&start);

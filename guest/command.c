@@ -10,7 +10,8 @@
 static char **values(const char *data, size_t length, const char *key)
 {
 	size_t count = records_count(data, length, key);
-	char **list = must_have(calloc(count + 1, sizeof *list));
+	/* One more than the end needs: the spawner may add a variable. */
+	char **list = must_have(calloc(count + 2, sizeof *list));
 	const char *cursor = NULL;
 	for (size_t i = 0; i < count; i++)
 		/* The records outlive the list and nobody writes through it. */
@@ -69,6 +70,7 @@ bool command_parse(struct command *command, char *records, size_t length)
 	command->argv = values(records, length, "argv");
 	command->environ = values(records, length, "env");
 	command->is_pty = has_flag(records, length, "pty");
+	command->has_pmi = has_flag(records, length, "pmi");
 	command->rows = (unsigned short)records_number(records, length, "rows", 0);
 	command->columns = (unsigned short)records_number(records, length, "cols", 0);
 	command->script = records_get(records, length, "script");

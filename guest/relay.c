@@ -79,6 +79,13 @@ void relay_sink(struct relay *relay, unsigned channel, int fd, enum sink_kind ki
 	}
 }
 
+void relay_connection(struct relay *relay, unsigned channel, int fd, enum sink_kind kind)
+{
+	relay_source(relay, channel, fd);
+	relay_sink(relay, channel, fd, kind);
+	relay->channels[channel].never_half_close = true;
+}
+
 static void close_sink(struct channel *c)
 {
 	if (c->sink >= 0 && c->sink != c->source)

@@ -57,6 +57,8 @@ void relay_init(struct relay *relay, int fd, frame_handler *on_frame, void *owne
 void relay_close(struct relay *relay);
 void relay_source(struct relay *relay, unsigned channel, int fd);
 void relay_sink(struct relay *relay, unsigned channel, int fd, enum sink_kind kind);
+/* Both directions of one socket, of which only the whole is ever closed: half a PMI connection kills slurmstepd. */
+void relay_connection(struct relay *relay, unsigned channel, int fd, enum sink_kind kind);
 /* The writer of this source is dead: read what is there and no more. */
 void relay_drain(struct relay *relay, unsigned channel, bool is_terminal);
 void relay_close_source(struct relay *relay, unsigned channel);

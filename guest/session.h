@@ -27,6 +27,7 @@ struct command {
 	char **argv;
 	char **environ;
 	bool is_pty;
+	bool has_pmi;            /* a connection to slurmstepd waits at the other end */
 	unsigned short rows, columns;
 	const char *script;      /* text of a batch script; NULL: none */
 	const char *script_path; /* where argv[0] expects it */

@@ -11,17 +11,19 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "session.h"
 #include "wire.h"
 
-enum { PIPE_BYTES = 1 << 20 };
+enum { PIPE_BYTES = 1 << 20, PMI_FD = 3 };
 
 struct ends {
 	int stdio[3];   /* the command's */
 	int ours[3];    /* to its stdin, from its stdout and stderr */
+	int pmi;        /* the command's end of its PMI connection; -1: none */
 };
 
 static void close_pair(int *first, int *second)
@@ -83,6 +85,22 @@ static void give_stdio(const struct command *command, const struct ends *ends)
 	for (int i = 0; i < 3; i++)
 		if (fchown(ends->stdio[i], command->uid, command->gid) != 0)
 			return;
+}
+
+/* The command finds its PMI server at another number than the task does. */
+static int open_pmi(struct session *session)
+{
+	static char entry[] = "PMI_FD=3";
+	int pair[2];
+	char **place = session->command.environ;
+	if (!session->command.has_pmi || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+		return -1;
+	fcntl(pair[0], F_SETFL, O_NONBLOCK | O_RDWR);
+	relay_connection(&session->relay, CHANNEL_PMI, pair[0], SINK_OWN);
+	while (*place != NULL && strncmp(*place, "PMI_FD=", 7) != 0)
+		place++;
+	*place = entry;
+	return pair[1];
 }
 
 static bool make_parents(const char *path)
@@ -264,7 +282,11 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	enter_directory(session);
 	reset_signals();
 	/* Whatever this process was itself given by its own parent is nothing of the command's. */
-	close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
+	/* By way of a copy: onto itself, dup2 would leave it to be closed by exec. */
+	int pmi = ends->pmi >= 0 ? fcntl(ends->pmi, F_DUPFD_CLOEXEC, PMI_FD + 1) : -1;
+	if (pmi >= 0)
+		dup2(pmi, PMI_FD);
+	close_range(pmi >= 0 ? PMI_FD + 1 : PMI_FD, ~0U, CLOSE_RANGE_CLOEXEC);
 	const char *path = find_command(command, place);
 	execve(path, command->argv, command->environ);
 	int why = errno;
@@ -276,12 +298,13 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 const char *session_spawn(struct session *session)
 {
 	const struct command *command = &session->command;
-	struct ends ends = {{-1, -1, -1}, {-1, -1, -1}};
+	struct ends ends = {{-1, -1, -1}, {-1, -1, -1}, -1};
 	if (command->script != NULL && !write_script(command))
 		return "the batch script cannot be written in the guest; is its root file system full or read-only?";
 	if (command->is_pty ? !open_pty(command, &ends) : !open_pipes(&ends))
 		return "no terminal or pipe can be made in the guest";
 	give_stdio(command, &ends);
+	ends.pmi = open_pmi(session);
 	/* vfork: the child shares this memory until it execs, and only makes system calls of its own until then. */
 	pid_t child = vfork();
 	if (child == 0)
@@ -293,6 +316,8 @@ const char *session_spawn(struct session *session)
 	for (int i = 0; i < 3; i++)
 		if (ends.stdio[i] >= 0)
 			close(ends.stdio[i]);
+	if (ends.pmi >= 0)
+		close(ends.pmi);
 	if (child < 0) {
 		close_pair(&ends.ours[0], &ends.ours[1]);
 		if (ends.ours[2] >= 0)
