@@ -88,12 +88,27 @@ class SlurmClient:
         if any(isinstance(answer, _NoSuchJobError) for answer in answers):
             return None
         lines, details = (_text(answer) for answer in answers)
-        jobs = (_job(line, cluster) for line in lines.splitlines())
+        jobs = [_job(line, cluster) for line in lines.splitlines()]
         found = next((job for job in jobs if job.key.job_id == job_id), None)
         if found is None or self._node is None or found.state not in ("running", "suspended"):
             return found
+        if len(jobs) > 1:
+            details = await self._details_of_one(job_id)
         cpus, memory_bytes = _allocated(details, self._node, job_id)
         return msgspec.structs.replace(found, cpus=cpus, memory_bytes=memory_bytes)
+
+    async def _details_of_one(self, job_id: int) -> str:
+        """Return what Slurm says of this job alone: under the id of an array's last task, or of the first component
+        of a heterogeneous job, it lists them all.
+        """
+        fields = _format(("JobID", "ArrayTaskID", "HetJobOffset"))
+        text = await self._ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", fields)
+        name = str(job_id)
+        for line in text.splitlines():
+            listed, task, component, *_ = f"{line}{_SEPARATOR * 3}".split(_SEPARATOR)
+            if listed == str(job_id):
+                name += f"_{task}" if task.isdigit() else f"+{component}" if component.isdigit() else ""
+        return await self._ask("scontrol", "show", "job", "-d", "-o", name)
 
     async def described(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Return ``jobs`` with names and accounts, for people: users write these, so nothing is decided on them."""
