@@ -60,6 +60,14 @@ class LoadedDriver(Protocol):
 class Driver(Protocol):
     """Makes and unmakes guests on one node. Every method may be called twice, and by two processes in turn."""
 
+    async def check(self) -> tuple[str, str]:
+        """Return how guests run on this node, as a word (``kvm``, ``tcg`` …) and why so. May take seconds.
+
+        Raises:
+            NodeFaultError: they do not; the sentence says why.
+        """
+        ...
+
     async def guests(self) -> Sequence[Guest]:
         """Return all guests that exist on this node, known to us or not, also those left by an earlier process."""
         ...

@@ -64,6 +64,7 @@ class Node:
         """Guests that were stopped with their jobs, by name; one not in it was not looked at yet."""
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
+        self._accelerator = ("", "")
 
     def driver(self, name: str = "") -> Driver:
         """Return the driver of this name, the site's default where it is empty; it is loaded when first asked for.
@@ -102,8 +103,8 @@ class Node:
             node=self.name,
             version=__version__,
             started_s=self._started_s,
-            accelerator=next((guest.accelerator for guest in guests if guest.accelerator), ""),
-            accelerator_why=next((guest.accelerator_why for guest in guests if guest.accelerator), ""),
+            accelerator=self._accelerator[0],
+            accelerator_why=self._accelerator[1],
             faults=self._faults,
         )
         consoles = {
@@ -122,13 +123,13 @@ class Node:
 
     async def check(self) -> None:
         """Note, in sentences, what keeps this node from running guests."""
-        faults = []
-        for look in (self.driver, self.images.kernel):
-            try:
-                await asyncio.to_thread(look)
-            except CarrelError as error:
-                faults.append(str(error))
-        self._faults = tuple(faults)
+        try:
+            driver = await asyncio.to_thread(self.driver)
+            self._accelerator = await driver.check()
+        except CarrelError as error:
+            self._faults = (str(error),)
+            self.journal.add("node-fault", str(error))
+        self.reporter.poke()
 
     async def serve(self) -> None:
         """Answer until cancelled."""

@@ -27,6 +27,9 @@ class FakeDriver:
         self._where = where
         self._entered: dict[str, dict[str, int]] = {}
 
+    async def check(self) -> tuple[str, str]:
+        return "fake", "nothing is started"
+
     async def guests(self) -> Sequence[Guest]:
         found = (self._load(path.stem) for path in sorted(self._where.glob("*.json")))
         return tuple(msgspec.structs.replace(guest, tasks=self._tasks(guest.name)) for guest in found if guest)

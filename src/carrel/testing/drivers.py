@@ -84,6 +84,9 @@ class DriverContract:
         async with self._driver() as (driver, _):
             spec = self.spec("4711.1.0")
             assert await self._names(driver) == []
+            word, why = await driver.check()
+            assert word, "check names how guests run here"
+            assert why, "check says why so"
             first = await driver.ensure(spec)
             assert first.state == "ready"
             _assert_matches(first, spec)

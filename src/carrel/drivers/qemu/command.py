@@ -72,11 +72,12 @@ def probe_command_line(
 
 
 def _machine(settings: Settings, accelerator: Accelerator, name: str, cpus: int, memory_bytes: int) -> list[str]:
+    cache_mib = settings.translation_cache_bytes // 2**20
     cpu = settings.cpu or {"kvm": "host", "tcg": "max,la57=off"}[accelerator]  # five-level tables only cost time
     return [
         *("-name", f"guest={name},debug-threads=on"),
         *("-machine", f"{settings.machine},vmport=off"),
-        *("-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator]),
+        *("-accel", {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={cache_mib}"}[accelerator]),
         *("-cpu", cpu),
         *("-smp", str(cpus)),
         *("-m", f"{memory_bytes // 2**20}M"),

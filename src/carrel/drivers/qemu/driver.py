@@ -23,7 +23,7 @@ from carrel.drivers.qemu.control import Control
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
-from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.ports import DriverContext
@@ -54,6 +54,14 @@ class QemuDriver:
         return cls(context)
 
     # -- the verbs ---------------------------------------------------------------------------------------------
+
+    async def check(self) -> tuple[str, str]:
+        if not os.access(self._settings.binary, os.X_OK):
+            raise NodeFaultError(
+                f"node {self._context.node}: no {self._settings.binary}; is qemu-system-x86 installed?"
+            )
+        await asyncio.to_thread(self._context.images.kernel)
+        return await accelerator.choose(self._context, self._settings)
 
     async def guests(self) -> Sequence[Guest]:
         self._guards = [guard for guard in self._guards if guard.poll() is None]  # reaps the dead
