@@ -37,8 +37,9 @@ class Guests(Section, frozen=True):
     """``auto`` takes KVM where a guest really boots with it, else emulation, and says which it took."""
     default_mounts: tuple[Literal["home", "workdir"], ...] = ("home", "workdir")
     """Host directories mounted at their own paths in every guest, when they exist and are not system directories."""
-    memory_reserve_bytes: int = 96 * 2**20
-    """What is left of the job's memory for the emulator itself; the guest gets the rest."""
+    memory_reserve_bytes: int = 160 * 2**20
+    """What is left of the job's memory for QEMU itself; the guest gets the rest. QEMU needs about 60 MiB, 15 for each
+    CPU beyond the first, and under emulation ``drivers.qemu.translation_cache_bytes``."""
     memory_min_bytes: int = 160 * 2**20
     """A guest smaller than this does not boot; the job is refused."""
     boot_timeout_s: float = 120.0
