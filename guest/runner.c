@@ -14,6 +14,8 @@
 #include "calls.h"
 #include "session.h"
 
+extern char **environ;
+
 enum { RUNNERS_MAX = CLIENT_POLL_MAX, STREAM_WAIT_S = 10, SENTENCE_MAX = 900 };
 
 struct runner {
@@ -24,7 +26,7 @@ struct runner {
 
 static struct {
 	struct runner list[RUNNERS_MAX];
-	const char *socket_path, *job, *guest, *slurm_bin, *slurm_conf;
+	const char *socket_path, *job, *guest, *image, *slurm_bin, *slurm_conf;
 	char command[512];
 } here;
 
@@ -37,6 +39,23 @@ static void set_slurm_conf(char **environment, size_t *count)
 	environment[(*count)++] = entry;
 }
 
+/* A caller that lost its environment (env -i srun) submits a job of its own, as it does without a guest; but nothing
+ * that is called in a guest ever runs on the bare host, so it asks for a guest as this task's job did. */
+static void add_request(char **environment, size_t *count)
+{
+	static const char prefix[] = "SLURM_SPANK_CARREL_JOB_";
+	static const char image[] = "SLURM_SPANK_CARREL_JOB_IMAGE=";
+	static char entry[512];
+	for (size_t i = 0; i < *count; i++)
+		if (strncmp(environment[i], image, sizeof image - 1) == 0)
+			return;
+	for (char **own = environ; *own != NULL; own++)
+		if (strncmp(*own, prefix, sizeof prefix - 1) == 0 && strncmp(*own, image, sizeof image - 1) != 0)
+			environment[(*count)++] = *own;
+	snprintf(entry, sizeof entry, "%s%s", image, here.image);
+	environment[(*count)++] = entry;
+}
+
 /* The environment of the caller, except for what would make the host's command another one than it is. */
 static void change_environment(struct command *command)
 {
@@ -44,7 +63,9 @@ static void change_environment(struct command *command)
 	size_t size = 0;
 	while (command->environ[size] != NULL)
 		size++;
-	char **kept = must_have(calloc(size + 2, sizeof *kept));
+	for (char **own = environ; *own != NULL; own++)
+		size++;
+	char **kept = must_have(calloc(size + 3, sizeof *kept));
 	for (char **entry = command->environ; *entry != NULL; entry++) {
 		if (strncmp(*entry, "CARREL_ENTER_", 13) == 0 || strncmp(*entry, "SLURM_CONF=", 11) == 0)
 			continue;
@@ -55,6 +76,8 @@ static void change_environment(struct command *command)
 			count++;
 	}
 	set_slurm_conf(kept, &count);
+	if (here.image != NULL)
+		add_request(kept, &count);
 	free(command->environ);
 	command->environ = kept;
 }
@@ -169,6 +192,7 @@ void runner_attach(struct client *client, const char *socket_path, const char *j
 {
 	const char *guest = records_get(answer->body, answer->length, "guest");
 	const char *slurm_bin = records_get(answer->body, answer->length, "slurm_bin");
+	here.image = records_get(answer->body, answer->length, "image");
 	here.socket_path = socket_path;
 	here.job = job;
 	here.guest = guest == NULL ? "" : guest;

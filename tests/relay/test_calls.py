@@ -90,6 +90,19 @@ def test_a_call_carries_the_callers_environment_but_not_its_libraries(guest: Gue
     assert not [line for line in seen if line.startswith(("LD_", "CARREL_ENTER_"))]
 
 
+def test_a_caller_that_lost_its_environment_asks_for_its_tasks_guest_all_the_same(guest: Guest) -> None:
+    guest.on_the_host("srun", "env")
+    guest.node.extra = {"image": "debian12"}
+    srun = f"{guest.bin}/srun"
+    said = guest.run(
+        f"env -i CARREL_AGENT_SOCKET=$CARREL_AGENT_SOCKET {srun}", SLURM_SPANK_CARREL_JOB_ROOT="yes"
+    ).stdout
+    assert b"SLURM_SPANK_CARREL_JOB_IMAGE=debian12\n" in said
+    assert b"SLURM_SPANK_CARREL_JOB_ROOT=yes\n" in said
+    said = guest.run(f"SLURM_SPANK_CARREL_JOB_IMAGE=other {srun}").stdout
+    assert said.count(b"SLURM_SPANK_CARREL_JOB_IMAGE=") == 1
+
+
 def test_a_call_runs_in_the_callers_directory(guest: Guest) -> None:
     guest.on_the_host("squeue", "pwd")
     assert guest.run(f"cd {guest.host} && squeue").stdout.decode() == f"{guest.host}\n"

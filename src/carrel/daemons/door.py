@@ -321,6 +321,7 @@ def _entered(spec: GuestSpec, guest: Guest, slurm_bin: str) -> wire.Fields:
     return {
         "status": "ok",
         "guest": guest.name,
+        "image": spec.image_name,
         "uid": "0" if spec.root else str(spec.uid),
         "gid": "0" if spec.root else str(spec.gid),
         "group": [str(gid) for gid in ((0,) if spec.root else spec.groups)],

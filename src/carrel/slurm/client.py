@@ -98,9 +98,7 @@ class SlurmClient:
         return msgspec.structs.replace(found, cpus=cpus, memory_bytes=memory_bytes)
 
     async def _details_of_one(self, job_id: int) -> str:
-        """Return what Slurm says of this job alone: under the id of an array's last task, or of the first component
-        of a heterogeneous job, it lists them all.
-        """
+        """Return what Slurm says of this job alone: an array's last task has the id that all are listed under."""
         fields = _format(("JobID", "ArrayTaskID", "HetJobOffset"))
         text = await self._ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", fields)
         name = str(job_id)
