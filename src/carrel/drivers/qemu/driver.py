@@ -112,7 +112,6 @@ class QemuDriver:
         control = await self._control(directory)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await control.hello()
                 await control.tell({"verb": "clock", "clock_ns": str(time.time_ns())})
                 await control.ask({"verb": "ping"}, answer="pong", timeout_s=ANSWER_TIMEOUT_S)
         finally:
