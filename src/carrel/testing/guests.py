@@ -71,7 +71,7 @@ def outcome(
 ) -> Outcome:
     """Run a command of the cluster and return what its user sees, without what differs from run to run."""
     done = box.run(words, user=user, timeout_s=GUEST_TIMEOUT_S, stdin=stdin, cwd=cwd, env=env)
-    return Outcome(done.returncode, normal(done.stdout), normal(done.stderr))
+    return Outcome(done.returncode, normal(done.stdout), srun_last(normal(done.stderr)))
 
 
 def normal(text: str) -> str:
@@ -84,6 +84,16 @@ def normal(text: str) -> str:
     text = re.sub(r"\b(StepId=|step )\d+\.(\w+)", r"\1J.S", text, flags=re.IGNORECASE)
     text = re.sub(r"\b(job |jobid |allocation |JobId=)\d+", r"\1J", text, flags=re.IGNORECASE)
     return re.sub(r"\b(pid )\d+", r"\1P", text, flags=re.IGNORECASE)
+
+
+def srun_last(stderr: str) -> str:
+    """Return stderr with srun's own lines after those of the task: which come first is a race, also when bare.
+
+    >>> srun_last("srun: error: c1: task 0: Exited with exit code 3\\noops\\n")
+    'oops\\nsrun: error: c1: task 0: Exited with exit code 3\\n'
+    """
+    lines = stderr.splitlines(keepends=True)
+    return "".join(sorted(lines, key=lambda line: line.startswith("srun: ")))
 
 
 def same_as_bare(
