@@ -3,7 +3,9 @@
 *Bare* is the reference for almost everything a guest promises: the same command, in the same job, without ``--guest``.
 """
 
+import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from carrel.sandbox.cluster import Sandbox
+from carrel.testing.sandbox import User
 
 IMAGE = "debian12"
 POLL_S = 0.1
@@ -60,6 +63,28 @@ def allocation(box: Sandbox, *options: str, user: str | None = None) -> Iterator
         wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
 
 
+def submit(box: Sandbox, script: str, *options: str, user: User, arguments: Sequence[str] = ()) -> tuple[int, Path]:
+    """Submit a batch script from a new directory in the user's home; return job id and that directory.
+
+    The directory becomes the job's working directory; its output is ``out`` there.
+    """
+    place = user.home / f"batch-{secrets.token_hex(4)}"
+    place.mkdir()
+    (place / "script.sh").write_text(script)
+    for path in (place, place / "script.sh"):
+        os.chown(path, user.uid, user.gid)
+    words = ["sbatch", "--parsable", "--output=out", *options, "script.sh", *arguments]
+    done = box.run(words, user=user.name, cwd=place, timeout_s=GUEST_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout), place
+
+
+def await_end(box: Sandbox, job_id: int, timeout_s: float = GUEST_TIMEOUT_S) -> str:
+    """Return the state in which a job ended."""
+    wait_for(lambda: job_state(box, job_id) not in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}, timeout_s)
+    return job_state(box, job_id)
+
+
 def outcome(
     box: Sandbox,
     words: Sequence[str | Path],
@@ -87,10 +112,10 @@ def normal(text: str) -> str:
 
 
 def srun_last(stderr: str) -> str:
-    """Return stderr with srun's own lines after those of the task: which come first is a race, also when bare.
+    r"""Return stderr with srun's own lines after those of the task: which come first is a race, also when bare.
 
-    >>> srun_last("srun: error: c1: task 0: Exited with exit code 3\\noops\\n")
-    'oops\\nsrun: error: c1: task 0: Exited with exit code 3\\n'
+    >>> srun_last("srun: error: c1: task 0: Exited with exit code 3\noops\n")
+    'oops\nsrun: error: c1: task 0: Exited with exit code 3\n'
     """
     lines = stderr.splitlines(keepends=True)
     return "".join(sorted(lines, key=lambda line: line.startswith("srun: ")))
