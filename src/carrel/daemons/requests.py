@@ -1,11 +1,23 @@
-"""From a message on carreld's socket to the nouns that the decisions take."""
+"""From a message on carreld's socket to the nouns that the decisions take.
+
+Anybody on the node may connect and say anything, and a step and a task become parts of paths that root makes and
+removes: what Slurm itself could not have said is refused here, before anything is done with it.
+"""
 
 import math
+import re
 
 from carrel import wire
 from carrel.errors import UsageError
 from carrel.model.guest import GuestRequest
 from carrel.model.task import Task
+
+NUMBER_MAX = 2**32 - 1
+"""Slurm's job ids, tasks and CPUs are 32 bits."""
+BOOT_TIMEOUT_MAX_S = 86400.0
+
+_STEP = re.compile(r"batch|interactive|[0-9]{1,10}")
+_NUMBER = re.compile(r"[0-9]{1,10}")
 
 
 def guest_request(message: wire.Message) -> GuestRequest:
@@ -35,10 +47,13 @@ def task(message: wire.Message) -> Task:
     """Return the task at the door.
 
     Raises:
-        UsageError: a number is none.
+        UsageError: the step is none of Slurm's, or a number is none.
     """
+    step = message.get("step", "0")
+    if not _STEP.fullmatch(step):
+        raise UsageError(f"step={step!a}: must be batch, interactive or a step's number")
     return Task(
-        step=message.get("step", "0"),
+        step=step,
         task=number(message, "task"),
         ntasks=number(message, "ntasks", 1),
         cpus_per_task=number(message, "cpus_per_task"),
@@ -50,13 +65,13 @@ def number(message: wire.Message, key: str, default: int = 0) -> int:
     """Return a whole number of a message.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or larger than any of Slurm's.
     """
     text = message.get(key)
     if not text:
         return default
-    if not text.isdecimal():
-        raise UsageError(f"{key}={text}: must be a whole number")
+    if not _NUMBER.fullmatch(text) or int(text) > NUMBER_MAX:
+        raise UsageError(f"{key}={text[:20]!a}: must be a whole number, at most {NUMBER_MAX}")
     return int(text)
 
 
@@ -65,6 +80,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not seconds > 0 or math.isinf(seconds):
-        raise UsageError(f"--guest-boot-timeout={text}: must be a number of seconds above 0")
+    if not 0 < seconds <= BOOT_TIMEOUT_MAX_S:
+        raise UsageError(f"--guest-boot-timeout={text}: must be seconds above 0, at most {BOOT_TIMEOUT_MAX_S:g}")
     return seconds
