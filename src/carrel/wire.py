@@ -16,6 +16,8 @@ from pathlib import Path
 from carrel.errors import CarrelError, UnreachableError
 
 MESSAGE_MAX_BYTES = 1 << 20
+_PART_MAX_BYTES = 1 << 16
+"""Read at once: whoever sends a long message byte by byte must not cost us its whole length each time."""
 _LENGTH = struct.Struct("<I")
 
 Fields = Mapping[str, str | Iterable[str]]
@@ -58,16 +60,30 @@ def decode(body: bytes, fd: int | None = None) -> Message:
     return Message(records, fd)
 
 
-async def receive(sock: socket.socket) -> Message | None:
-    """Return the next message on a non-blocking socket, or None when the peer closed it."""
-    head, fd = await _receive_exactly(sock, _LENGTH.size, with_fd=True)
-    if head is None:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > MESSAGE_MAX_BYTES:
-        raise CarrelError(f"message of {length} bytes; at most {MESSAGE_MAX_BYTES} are taken")
-    body, _ = await _receive_exactly(sock, length, with_fd=False)
-    return None if body is None else decode(body, fd)
+async def receive(sock: socket.socket, *, limit_bytes: int = MESSAGE_MAX_BYTES, with_fd: bool = True) -> Message | None:
+    """Return the next message on a non-blocking socket, or None when the peer closed it.
+
+    Args:
+        sock: Where it comes from.
+        limit_bytes: A longer one is refused before it is read.
+        with_fd: Take a descriptor that rides on it; else the kernel drops it.
+
+    Raises:
+        CarrelError: it is longer than ``limit_bytes``.
+    """
+    fds: list[int] = []
+    try:
+        head = await _receive_exactly(sock, _LENGTH.size, fds if with_fd else None)
+        if head is None:
+            return None
+        (length,) = _LENGTH.unpack(head)
+        if length > limit_bytes:
+            raise CarrelError(f"message of {length} bytes; at most {limit_bytes} are taken")
+        body = await _receive_exactly(sock, length)
+        return None if body is None else decode(body, fds.pop(0) if fds else None)
+    finally:
+        for unclaimed in fds:  # also those of a message that never came, or came in part
+            os.close(unclaimed)
 
 
 async def send(sock: socket.socket, fields: Fields, *, fd: int | None = None) -> None:
@@ -126,29 +142,25 @@ def _read(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-async def _receive_exactly(sock: socket.socket, count: int, *, with_fd: bool) -> tuple[bytes | None, int | None]:
+async def _receive_exactly(sock: socket.socket, count: int, fds: list[int] | None = None) -> bytes | None:
+    """Return the next ``count`` bytes; what descriptors ride on them is added to ``fds``, where it is a list."""
     loop = asyncio.get_running_loop()
-    data, fd = b"", None
+    data = bytearray()
     while len(data) < count:
-        if with_fd:
+        wanted = min(count - len(data), _PART_MAX_BYTES)
+        if fds is None:
+            part = await loop.sock_recv(sock, wanted)
+        else:
             try:
-                part, fds, _, _ = socket.recv_fds(sock, count - len(data), 1)
+                part, found, _, _ = socket.recv_fds(sock, wanted, 1)
             except BlockingIOError:
                 await _readable(sock)
                 continue
-            for extra in fds:
-                if fd is None:
-                    fd = extra
-                else:
-                    os.close(extra)
-        else:
-            part = await loop.sock_recv(sock, count - len(data))
+            fds += found
         if not part:
-            if fd is not None:
-                os.close(fd)
-            return None, None
+            return None
         data += part
-    return data, fd
+    return bytes(data)
 
 
 async def _readable(sock: socket.socket) -> None:

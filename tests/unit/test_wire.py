@@ -1,6 +1,7 @@
 """Messages on carreld's socket: whole, in order, with at most one descriptor, and bounded."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -105,12 +106,39 @@ def test_a_peer_that_leaves_at_any_point_has_sent_nothing(pair: Pair, sent: byte
     assert asyncio.run(wire.receive(pair[1])) is None
 
 
-def test_a_descriptor_of_a_message_that_never_came_is_closed(pair: Pair) -> None:
+@pytest.mark.parametrize("sent", [b"\x05\0\0", b"\x05\0\0\0a=", b"\xff\xff\xff\xff"])
+def test_a_descriptor_of_a_message_that_never_came_is_closed(pair: Pair, sent: bytes) -> None:
     reading, writing = os.pipe()
-    socket.send_fds(pair[0], [b"\x05\0\0"], [writing])
+    socket.send_fds(pair[0], [sent], [writing])
     os.close(writing)
     pair[0].close()
-    assert asyncio.run(wire.receive(pair[1])) is None
+    with contextlib.suppress(CarrelError):
+        assert asyncio.run(wire.receive(pair[1])) is None
+    assert os.read(reading, 1) == b"", "somebody still holds the other end"
+    os.close(reading)
+
+
+def test_a_descriptor_is_closed_when_nobody_waits_any_longer_for_its_message(pair: Pair) -> None:
+    async def wait() -> None:
+        async with asyncio.timeout(0.01):
+            await wire.receive(pair[1])
+
+    reading, writing = os.pipe()
+    socket.send_fds(pair[0], [b"\x05\0\0\0"], [writing])
+    os.close(writing)
+    with pytest.raises(TimeoutError):
+        asyncio.run(wait())
+    assert os.read(reading, 1) == b"", "somebody still holds the other end"
+    os.close(reading)
+
+
+def test_a_descriptor_that_nobody_wants_is_not_taken(pair: Pair) -> None:
+    reading, writing = os.pipe()
+    socket.send_fds(pair[0], [wire.encode({"verb": "list"})], [writing])
+    os.close(writing)
+    message = asyncio.run(wire.receive(pair[1], with_fd=False))
+    assert message is not None
+    assert (message.get("verb"), message.fd) == ("list", None)
     assert os.read(reading, 1) == b"", "somebody still holds the other end"
     os.close(reading)
 
