@@ -27,7 +27,6 @@ from carrel.daemons.report import Reporter
 from carrel.daemons.sweep import Sweep
 from carrel.errors import CarrelError, NodeFaultError
 from carrel.images.source import StoreImages
-from carrel.model.guest import Guest
 from carrel.model.report import NodeFacts, NodeReport
 from carrel.ports import Driver, DriverContext, LoadedDriver
 from carrel.slurm.client import SlurmClient
@@ -60,8 +59,6 @@ class Node:
         self.journal = Journal(name, self.reporter.tell)
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
-        self.suspended: dict[str, bool] = {}
-        """Guests that were stopped with their jobs, by name; one not in it was not looked at yet."""
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
         self._accelerator = ("", "")
@@ -98,7 +95,7 @@ class Node:
         guests = []
         for driver in self.drivers.values():
             guests += list(await driver.guests())
-        counted = [self._completed(guest) for guest in guests]
+        counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
             node=self.name,
             version=__version__,
@@ -111,15 +108,6 @@ class Node:
             g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
         }
         return NodeReport(facts=facts, guests=tuple(counted), consoles=consoles, sent_s=time.time())
-
-    def _completed(self, guest: Guest) -> Guest:
-        """Add what the driver does not know."""
-        suspended = guest.state == "ready" and self.suspended.get(guest.name, False)
-        return msgspec.structs.replace(
-            guest,
-            tasks=len(self.inside.living(guest.name)),
-            state="suspended" if suspended else guest.state,
-        )
 
     async def check(self) -> None:
         """Note, in sentences, what keeps this node from running guests."""

@@ -90,21 +90,15 @@ class Sweep:
 
     async def _follow_suspensions(self, guests: tuple[Guest, ...]) -> None:
         """Stop the guests of suspended jobs. Slurm suspends the tasks; QEMU stands beside them."""
-        known = self._node.suspended
         for guest in guests:
             tasks = self._node.inside.living(guest.name)
             if guest.state not in {"ready", "suspended"} or not tasks:
                 continue
             wanted = all(cgroups.suspended(task.number) for task in tasks)
-            if known.get(guest.name) == wanted:
+            if wanted == (guest.state == "suspended"):
                 continue
             await self._node.driver(guest.driver).suspend(guest.name, suspended=wanted)
-            was_known = guest.name in known
-            known[guest.name] = wanted
-            if wanted or was_known:
-                self._say_suspended(guest, suspended=wanted)
-        for name in set(known) - {guest.name for guest in guests}:
-            del known[name]
+            self._say_suspended(guest, suspended=wanted)
 
     def _say_suspended(self, guest: Guest, *, suspended: bool) -> None:
         what, text = ("guest-suspended", "its job is suspended") if suspended else ("guest-resumed", "its job goes on")

@@ -31,6 +31,7 @@ from carrel.process import Pid, process_state
 
 NAME = "qemu"
 WATCH_PERIOD_S = 0.05
+END_LOOKS = 40
 DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 
@@ -96,26 +97,25 @@ class QemuDriver:
         directory = self._existing(name)
         if ended := directory.end():
             raise RefusedError(ended[1])
-        monitor = await self._monitor(directory)
-        return Agent(fd=await monitor.add_port(port))
+        try:
+            monitor = await self._monitor(directory)
+            return Agent(fd=await monitor.add_port(port))
+        except (UnreachableError, RefusedError) as error:
+            if ended := await self._ended(directory):
+                raise RefusedError(ended) from error
+            raise
 
     async def suspend(self, name: str, *, suspended: bool) -> None:
         """Stop the guest's CPUs, or let them run on with the clock set right: it stood still meanwhile."""
         directory = self._existing(name)
         monitor = await self._monitor(directory)
-        if suspended == await monitor.stopped():
-            return
-        if suspended:
+        stopped = await monitor.stopped()
+        if suspended and not stopped:
             await monitor.stop()
-            return
-        await monitor.cont()
-        control = await self._control(directory)
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await control.tell({"verb": "clock", "clock_ns": str(time.time_ns())})
-                await control.ask({"verb": "ping"}, answer="pong", timeout_s=ANSWER_TIMEOUT_S)
-        finally:
-            control.close()
+        if stopped and not suspended:
+            await monitor.cont()
+            await self._set_clock(directory)
+        directory.mark_suspended(suspended)
 
     async def read(self, name: str) -> Counters:
         directory = self._existing(name)
@@ -123,6 +123,14 @@ class QemuDriver:
         if qemu is None or not qemu.alive:
             return Counters()
         return _counters(qemu.number)
+
+    async def _set_clock(self, directory: GuestDirectory) -> None:
+        control = await self._control(directory)
+        try:
+            await control.tell({"verb": "clock", "clock_ns": str(time.time_ns())})
+            await control.ask({"verb": "ping"}, answer="pong", timeout_s=ANSWER_TIMEOUT_S)
+        finally:
+            control.close()
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -145,7 +153,7 @@ class QemuDriver:
         if ended or (qemu and not qemu.alive):
             state, reason = "down", ended[1] if ended else "qemu is gone, and its guard with it"
         elif record.ready_s is not None:
-            state = "ready"
+            state = "suspended" if directory.suspended else "ready"
         return Guest(
             name=spec.name,
             node=spec.node,
@@ -300,13 +308,20 @@ class QemuDriver:
             await asyncio.sleep(WATCH_PERIOD_S / 5)
 
     async def _why_gone(self, directory: GuestDirectory, spec: GuestSpec, error: CarrelError) -> str:
-        """Return the sentence for a guest that ended while it started. The guard writes it a moment after QEMU went."""
-        for _ in range(40):
+        """Return the sentence for a guest that ended while it started."""
+        ended = await self._ended(directory)
+        return f"guest of image {spec.image_name}: {_panic(directory) or ended or error}; {_see(spec)}"
+
+    async def _ended(self, directory: GuestDirectory) -> str:
+        """Return why a guest is gone, or "" where it lives. Its guard writes that a moment after QEMU went."""
+        qemu = directory.pids().get("qemu")
+        if qemu is not None and qemu.alive:
+            return ""
+        for _ in range(END_LOOKS):
             if ended := directory.end():
-                panic = _panic(directory)
-                return f"guest of image {spec.image_name}: {panic or ended[1]}; {_see(spec)}"
+                return ended[1]
             await asyncio.sleep(WATCH_PERIOD_S)
-        return f"guest of image {spec.image_name}: {error}; {_see(spec)}"
+        return ""
 
 
 def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:

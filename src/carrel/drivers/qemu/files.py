@@ -6,6 +6,7 @@
 ``end``         why the guest is gone: a word and a sentence (written by carrel-guard)
 ``disk``        its disk
 ``console.log`` its console, bounded
+``suspended``   there while the guest's CPUs are stopped
 ``guard.log``   what carrel-guard and QEMU had to say
 ==============  =====================================================================================
 """
@@ -91,6 +92,17 @@ class GuestDirectory:
         except OSError:
             return None
         return word, sentence.strip() or word
+
+    @property
+    def suspended(self) -> bool:
+        return (self.path / "suspended").exists()
+
+    def mark_suspended(self, suspended: bool) -> None:  # it reads as it says
+        """Note what QEMU was told, so that looking does not take its monitor."""
+        if suspended:
+            (self.path / "suspended").touch()
+        else:
+            (self.path / "suspended").unlink(missing_ok=True)
 
     def guard_log(self) -> str:
         """Return the last line that the guard or QEMU said."""

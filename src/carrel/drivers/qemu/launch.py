@@ -17,7 +17,13 @@ from carrel.model.guest import GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.ports import DriverContext
 
-Guard = subprocess.Popen[bytes]
+
+class Guard(subprocess.Popen[bytes]):
+    """A child that outlives this process on purpose, so there is nothing to warn of when the object goes."""
+
+    def __del__(self) -> None:
+        """Say nothing."""
+
 
 SPARE_BYTES = 64 * 2**20  # what a disk must have left after a clone was made on it
 
@@ -94,7 +100,7 @@ def start(
             fds=fds,
         )
         log = stack.enter_context((directory.path / "guard.log").open("ab"))
-        return subprocess.Popen(
+        return Guard(
             [*_guard(context, directory, record, fds=fds), "--", *qemu],
             stdin=subprocess.DEVNULL,
             stdout=log,
