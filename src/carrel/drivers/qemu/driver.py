@@ -101,8 +101,8 @@ class QemuDriver:
             monitor = await self._monitor(directory)
             return Agent(fd=await monitor.add_port(port))
         except (UnreachableError, RefusedError) as error:
-            if ended := await self._ended(directory):
-                raise RefusedError(ended) from error
+            if reason := await self._ended(directory):
+                raise RefusedError(reason) from error
             raise
 
     async def suspend(self, name: str, *, suspended: bool) -> None:
