@@ -169,11 +169,9 @@ class RelayNode:
             fields, stream = self.answer(self, message)
             if not fields:
                 return
-            if stream is None:
-                connection.sendall(wire.encode(fields))
-            else:
-                socket.send_fds(connection, [wire.encode(fields)], [stream.fileno()])
-                stream.close()
-            with contextlib.suppress(ConnectionResetError):  # it died with our answer unread
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died before it read our answer
+                with stream or contextlib.nullcontext():
+                    fds = [] if stream is None else [stream.fileno()]
+                    socket.send_fds(connection, [wire.encode(fields)], fds)
                 connection.recv(1)
             self.task_ended.set()
