@@ -4,13 +4,14 @@ import asyncio
 from typing import Any
 
 from carrel.daemons.door import Door
+from carrel.daemons.peers import Peers
 from carrel.testing.daemons import a_guest
 
 
 def a_door() -> Door:
     async def made_in_a_loop() -> Door:
         node: Any = None
-        return Door(node)
+        return Door(node, Peers(100))
 
     return asyncio.run(made_in_a_loop())
 

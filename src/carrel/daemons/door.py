@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import time
@@ -14,28 +15,34 @@ import msgspec
 from carrel import wire
 from carrel.core import guests as decide
 from carrel.daemons import people, requests
+from carrel.daemons.peers import Peers, heard, refuse, tell
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Guest, GuestRequest, GuestSpec
 from carrel.model.job import Job
 from carrel.model.report import Event, NodeReport
 from carrel.model.task import Task
 from carrel.slurm import cgroups
+from carrel.slurm.tasks import require_task
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
 
-REQUEST_TIMEOUT_S = 10.0
 PATIENCE_S = 2.0  # after this long a waiting user is told what for
 SLOTS_MAX = 65536
+IDENT_MAX = 32
 PROMISE_S = 30.0  # the driver lists a guest long before: as soon as it has its directory
+
+
+_LOG = logging.getLogger("carreld")
 
 
 class Door:
     """Answers one node's peers."""
 
-    def __init__(self, node: "Node") -> None:
-        """Answer for ``node``."""
+    def __init__(self, node: "Node", peers: Peers) -> None:
+        """Answer for ``node`` those whom ``peers`` admits."""
         self._node = node
+        self._peers = peers
         self._ports = itertools.count()
         self._answers: set[asyncio.Task[None]] = set()
         self._resolving = asyncio.Lock()
@@ -52,17 +59,16 @@ class Door:
     async def _answer(self, connection: socket.socket) -> None:
         with connection:
             try:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    message = await wire.receive(connection)
-                if message is not None:
-                    if message.fd is not None:
-                        os.close(message.fd)  # no verb takes one
-                    await self._dispatch(connection, message)
-            except (TimeoutError, ConnectionError, BrokenPipeError):
-                return  # the peer went away, or never said anything
+                with self._peers.admitted(wire.peer(connection)[1]):
+                    if message := await heard(connection):
+                        await self._dispatch(connection, message)
+            except ConnectionError:
+                return  # the peer went away
             except CarrelError as error:
-                with contextlib.suppress(OSError):
-                    await wire.send(connection, {"status": "refused", "text": str(error)})
+                await refuse(connection, str(error))
+            except Exception as error:  # noqa: BLE001  # one request must not end the daemon of all
+                _LOG.exception("a request failed")
+                await refuse(connection, f"carreld failed: {error!r}; see its log on node {self._node.name}")
 
     async def _dispatch(self, connection: socket.socket, message: wire.Message) -> None:
         _, uid, _ = wire.peer(connection)
@@ -73,10 +79,10 @@ class Door:
                 await self._runner(connection, message)
             case "prolog":
                 _require_root(uid)
-                await wire.send(connection, self._prolog(message))
+                await tell(connection, self._prolog(message))
             case "epilog":
                 _require_root(uid)
-                await wire.send(connection, await self._epilog(message))
+                await tell(connection, await self._epilog(message))
             case "status":
                 await _send_json(connection, _shown(await self._node.report(), self._node.journal.all(), uid))
             case "list":
@@ -85,9 +91,9 @@ class Door:
                 await _send_json(connection, await self._named(message, uid))
             case "destroy":
                 await self._destroy(message, uid)
-                await wire.send(connection, {"status": "ok"})
+                await tell(connection, {"status": "ok"})
             case verb:
-                await wire.send(connection, {"status": "refused", "text": f"carreld knows no verb '{verb}'"})
+                await refuse(connection, f"carreld knows no verb {verb[:20]!a}")
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
@@ -141,14 +147,15 @@ class Door:
             raise
         if not isinstance(entry, Agent):
             raise RefusedError(f"guest {guest.name} is a node of its own and cannot be entered")
-        try:
-            self._node.inside.add(guest.name, pid)
-            await wire.send(connection, _entered(spec, guest, self._node.config.slurm.bin_dir), fd=entry.fd)
-        finally:
-            os.close(entry.fd)
-        took_ms = (time.monotonic() - began_s) * 1000
-        self._say("task-entered", f"task {task.task} of step {task.step} after {took_ms:.0f} ms", guest)
-        await self._until_gone(connection)
+        self._node.inside.add(guest.name, pid)
+        with contextlib.suppress(ConnectionError):  # it may leave at any moment; what follows is due all the same
+            try:
+                await tell(connection, _entered(spec, guest, self._node.config.slurm.bin_dir), fd=entry.fd)
+            finally:
+                os.close(entry.fd)
+            took_ms = (time.monotonic() - began_s) * 1000
+            self._say("task-entered", f"task {task.task} of step {task.step} after {took_ms:.0f} ms", guest)
+            await self._until_gone(connection)
         self._node.inside.remove(guest.name, pid)
         self._node.reporter.poke()
         if guest.per == "task":
@@ -159,6 +166,7 @@ class Door:
     ) -> tuple[GuestSpec, str]:
         """Return the guest that this task enters, and its driver."""
         settings = self._node.config.guests
+        require_task(pid, job_id)
         job = await self._node.facts.job(job_id, timeout_s=settings.boot_timeout_s)
         if uid not in (0, job.uid):
             raise RefusedError(f"job {job_id} belongs to {job.user}, not to uid {uid}")
@@ -170,16 +178,31 @@ class Door:
         if not asked.image:
             raise RefusedError(f"job {job_id} names no image; see: --guest, carrel image list")
         driver_name = asked.driver or settings.driver
-        async with self._resolving:  # one at a time, so that slots and the first step's choice are not given twice
-            spec = await self._spec(job, task, asked, driver_name)
+        self._require_driver(driver_name)
+        spec = await self._spec(job, task, asked, driver_name)
         counting, freezer = cgroups.of_process(pid, job_id)
         return msgspec.structs.replace(spec, job_cgroups=counting, job_freezer=freezer), driver_name
 
+    def _require_driver(self, name: str) -> None:
+        """Refuse a driver that only the user wants. Where the site's own is missing, the node is at fault."""
+        try:
+            self._node.driver(name)
+        except NodeFaultError as error:
+            if name == self._node.config.guests.driver:
+                raise
+            raise RefusedError(f"--guest-driver={name}: {error}") from error
+
     async def _spec(self, job: Job, task: Task, asked: GuestRequest, driver_name: str) -> GuestSpec:
         image = await asyncio.to_thread(self._node.images.files, asked.image)
-        existing = await self._node.driver(driver_name).guests()
+        person = await people.person(job.uid)
+        if job.gid >= 0:
+            person = msgspec.structs.replace(person, gid=job.gid)
         per = asked.per or self._node.config.guests.per
         name = decide.guest_name(job.key, per=per, task=task)
+        async with self._resolving:  # one at a time, or two would be promised the same slot
+            existing = await self._node.driver(driver_name).guests()
+            mine = next((guest for guest in existing if guest.name == name), None)
+            slot = mine.slot if mine else self._promise(name, existing)
         for guest in existing:
             if guest.run == job.key:
                 decide.refuse_other_image(
@@ -189,11 +212,6 @@ class Door:
                     has=guest.image_name,
                     has_hash=guest.image,
                 )
-        mine = next((guest for guest in existing if guest.name == name), None)
-        slot = mine.slot if mine else self._promise(name, existing)
-        person = await people.person(job.uid)
-        if job.gid >= 0:
-            person = msgspec.structs.replace(person, gid=job.gid)
         spec = decide.resolve(
             asked,
             job=job,
@@ -226,6 +244,10 @@ class Door:
         """Return the guest once it is ready; None when the task went away first."""
         driver = self._node.driver(driver_name)
         known = {guest.name for guest in await driver.guests()}
+        leaving = asyncio.ensure_future(self._until_gone(connection))
+        await asyncio.sleep(0)  # one look at the connection: nothing is begun for a task that has left already
+        if leaving.done():
+            return None
         if spec.name not in known:
             self._node.journal.add(
                 "guest-starting",
@@ -236,7 +258,6 @@ class Door:
             )
         self._node.reporter.poke()
         making = asyncio.ensure_future(driver.ensure(spec))
-        leaving = asyncio.ensure_future(self._until_gone(connection))
         try:
             while not making.done():
                 done, _ = await asyncio.wait([making, leaving], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -246,7 +267,7 @@ class Door:
                     return None
                 if not done:
                     text = f"starting a {spec.clone} clone of {spec.image_name} on {spec.node}"
-                    await wire.send(connection, {"status": "wait", "text": text})
+                    await tell(connection, {"status": "wait", "text": text})
             guest = await making
         except CarrelError as error:
             job_id, name = spec.run.job_id, spec.name
@@ -265,13 +286,13 @@ class Door:
         _, uid, _ = wire.peer(connection)
         _require_owner(guest, uid)
         ident = message.get("id")
-        if not ident.isalnum():
-            raise RefusedError(f"id={ident}: must be letters and digits")
+        if not ident.isalnum() or not ident.isascii() or len(ident) > IDENT_MAX:
+            raise RefusedError(f"id={ident[:IDENT_MAX]!a}: must be at most {IDENT_MAX} letters and digits")
         entry = await self._node.driver(guest.driver).enter(guest.name, f"carrel.r.{ident}")
         if not isinstance(entry, Agent):
             raise RefusedError(f"guest {guest.name} is a node of its own and needs no relay")
         try:
-            await wire.send(connection, {"status": "ok"}, fd=entry.fd)
+            await tell(connection, {"status": "ok"}, fd=entry.fd)
         finally:
             os.close(entry.fd)
 
@@ -357,4 +378,4 @@ def _require_owner(guest: Guest, uid: int) -> None:
 
 
 async def _send_json(connection: socket.socket, value: object) -> None:
-    await wire.send(connection, {"status": "ok", "json": msgspec.json.encode(value).decode()})
+    await tell(connection, {"status": "ok", "json": msgspec.json.encode(value).decode()})

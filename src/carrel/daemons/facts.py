@@ -7,7 +7,7 @@ from carrel.errors import RefusedError, UnreachableError
 from carrel.model.job import Job
 from carrel.ports import Scheduler
 
-KEPT_S = 60.0
+KEPT_S = 10.0  # long enough for the tasks of a step to come; a requeued run has the same job id
 RETRY_PERIOD_S = 0.5
 
 
@@ -54,5 +54,7 @@ class JobFacts:
                 continue
             if job is None:
                 raise RefusedError(f"slurm knows no job {job_id}")
-            self._known[job_id] = (time.monotonic(), job)
+            now_s = time.monotonic()
+            self._known = {other: fact for other, fact in self._known.items() if now_s - fact[0] < KEPT_S}
+            self._known[job_id] = (now_s, job)
             return job

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from carrel.model.report import Event
 
 KEPT = 2000
+TEXT_MAX = 1000
 
 
 class Journal:
@@ -19,7 +20,11 @@ class Journal:
         self._events: deque[Event] = deque(maxlen=KEPT)
 
     def add(self, what: str, text: str, *, job_id: int = 0, guest: str = "", uid: int = -1) -> None:
-        """Note an event; ``uid`` may read it, beside root."""
+        """Note an event; ``uid`` may read it, beside root.
+
+        Users write parts of ``text`` (names of images, paths): it stays one line, without terminal codes.
+        """
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:TEXT_MAX])
         event = Event(time_s=time.time(), node=self._node, what=what, text=text, job_id=job_id, guest=guest, uid=uid)
         self._events.append(event)
         self._tell(event)

@@ -22,6 +22,7 @@ from carrel.daemons import console
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.journal import Journal
+from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
 from carrel.daemons.report import Reporter
 from carrel.daemons.sweep import Sweep
@@ -32,6 +33,7 @@ from carrel.ports import Driver, DriverContext, LoadedDriver
 from carrel.slurm.client import SlurmClient
 
 BACKLOG = 256
+ACCEPT_RETRY_S = 0.2
 LOCK_TIMEOUT_S = 2.0
 """While no carreld lives, each carrel-guard takes the lock for an instant, four times a second, to see that."""
 LOCK_RETRY_S = 0.01
@@ -67,7 +69,7 @@ class Node:
         """Return the driver of this name, the site's default where it is empty; it is loaded when first asked for.
 
         Raises:
-            NodeFaultError: none of this name is installed.
+            NodeFaultError: none of this name is installed, or it does not load.
         """
         name = name or self.config.guests.driver
         if name not in self.drivers:
@@ -75,8 +77,11 @@ class Node:
             if name not in points.names:
                 known = ", ".join(sorted(points.names))
                 raise NodeFaultError(f"node {self.name} has no guest driver '{name}'; known: {known}")
-            loaded: type[LoadedDriver] = points[name].load()
-            driver: Driver = loaded.from_context(self._context(name))  # type: ignore[assignment]  # both protocols
+            try:
+                loaded: type[LoadedDriver] = points[name].load()
+                driver: Driver = loaded.from_context(self._context(name))  # type: ignore[assignment]  # both protocols
+            except (ImportError, AttributeError) as error:
+                raise NodeFaultError(f"node {self.name}: guest driver '{name}' does not load: {error}") from error
             self.drivers[name] = driver
         return self.drivers[name]
 
@@ -123,14 +128,19 @@ class Node:
         """Answer until cancelled."""
         path = self.directory / "carreld.sock"
         path.unlink(missing_ok=True)
-        door = Door(self)
+        door = Door(self, Peers(share()))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             path.chmod(0o666)
             listener.listen(BACKLOG)
             listener.setblocking(False)
             while True:
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                try:
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError as error:  # no descriptor or no memory left for one more: others will end
+                    self.journal.add("failed", f"cannot accept a connection: {error.strerror}")
+                    await asyncio.sleep(ACCEPT_RETRY_S)
+                    continue
                 door.answer(connection)
 
     async def run(self) -> None:

@@ -4,18 +4,24 @@ import asyncio
 import grp
 import os
 import pwd
-import subprocess  # a check as another user, which carrel.process does not offer
 from collections.abc import Sequence
 
+from carrel import process
 from carrel.errors import NodeFaultError, RefusedError
 from carrel.model.guest import Mount
 from carrel.model.task import Person
 
 CHECK_TIMEOUT_S = 10.0
+PATH = "/usr/bin:/bin"
 
-# As the user: `stat` follows the path with the user's own rights; a directory must also let them in.
-_REACH = 'for p; do if ! e=$(stat -L -- "$p" 2>&1 >/dev/null); then printf "%s\\0%s\\0" "$p" "$e"; \
-elif [ -d "$p" ] && [ ! -x "$p" ]; then printf "%s\\0%s\\0" "$p" ": Permission denied"; fi; done'
+# `stat` follows the path with the user's own rights; a directory must also let them in.
+_REACH = """i=0
+for path; do
+    if ! why=$(stat -L -- "$path" 2>&1 >/dev/null); then printf "%s %s\\n" "$i" "$why"
+    elif [ -d "$path" ] && [ ! -x "$path" ]; then printf "%s : Permission denied\\n" "$i"
+    fi
+    i=$((i + 1))
+done"""
 
 
 async def person(uid: int) -> Person:
@@ -63,27 +69,26 @@ async def reachable(mounts: Sequence[Mount], who: Person, *, asked: Sequence[str
     """
     if not mounts:
         return ()
-    reasons = await asyncio.to_thread(_out_of_reach, [mount.source for mount in mounts], who)
+    reasons = await _out_of_reach([mount.source for mount in mounts], who)
     for mount in mounts:
         if mount.source in asked and mount.source in reasons:
             raise RefusedError(f"--guest-mount={mount.source}: {reasons[mount.source]}")
     return tuple(mount for mount in mounts if mount.source not in reasons)
 
 
-def _out_of_reach(sources: list[str], who: Person) -> dict[str, str]:
-    done = subprocess.run(  # a constant script; the paths are its arguments
-        ["/bin/sh", "-c", _REACH, "sh", *sources],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
-        cwd="/",
-        user=who.uid,
-        group=who.gid,
-        extra_groups=[gid for gid, _ in who.groups],
-        timeout=CHECK_TIMEOUT_S,
-        check=True,
-    )
-    fields = done.stdout.split("\0")[:-1]
-    pairs = zip(fields[::2], fields[1::2], strict=True)
-    return {path: why.rpartition(": ")[2] for path, why in pairs}
+async def _out_of_reach(sources: list[str], who: Person) -> dict[str, str]:
+    groups = ",".join(str(gid) for gid, _ in who.groups)
+    # Nothing of carreld's own environment: for a moment this is the user's process, who may look into it.
+    words = ["env", "-i", "--chdir=/", "LC_ALL=C", f"PATH={PATH}", "setpriv"]
+    words += [f"--reuid={who.uid}", f"--regid={who.gid}"]
+    words.append(f"--groups={groups}" if groups else "--clear-groups")
+    command = [*words, "--", "/bin/sh", "-c", _REACH, "sh", *sources]
+    try:
+        said = await process.run_async(command, timeout_s=CHECK_TIMEOUT_S)
+    except process.CommandError as error:
+        # A file server that hangs, or a file system of the user's own that does so on purpose.
+        raise RefusedError(
+            f"cannot see within {CHECK_TIMEOUT_S:g} s whether {who.user} may read {', '.join(sources)}: {error.stderr}"
+        ) from error
+    lines = (line.partition(" ") for line in said.splitlines())
+    return {sources[int(index)]: why.rpartition(": ")[2] for index, _, why in lines if index.isdecimal()}

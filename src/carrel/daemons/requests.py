@@ -33,11 +33,11 @@ def guest_request(message: wire.Message) -> GuestRequest:
         raise UsageError(f"--guest-clone={clone}: must be full or linked")
     timeout = message.get("boot_timeout_s")
     return GuestRequest(
-        image=message.get("image"),
+        image=_text(message.get("image")),
         per=per or None,  # type: ignore[arg-type]  # checked above
         clone=clone or None,  # type: ignore[arg-type]  # checked above
-        driver=message.get("driver"),
-        mounts=tuple(mount for mount in message.all("mount") if mount),
+        driver=_text(message.get("driver")),
+        mounts=tuple(_text(mount) for mount in message.all("mount") if mount),
         root=message.get("root") == "yes",
         boot_timeout_s=_seconds(timeout) if timeout else None,
     )
@@ -57,7 +57,7 @@ def task(message: wire.Message) -> Task:
         task=number(message, "task"),
         ntasks=number(message, "ntasks", 1),
         cpus_per_task=number(message, "cpus_per_task"),
-        cwd=message.get("cwd", "/"),
+        cwd=_text(message.get("cwd", "/")),
     )
 
 
@@ -73,6 +73,11 @@ def number(message: wire.Message, key: str, default: int = 0) -> int:
     if not _NUMBER.fullmatch(text) or int(text) > NUMBER_MAX:
         raise UsageError(f"{key}={text[:20]!a}: must be a whole number, at most {NUMBER_MAX}")
     return int(text)
+
+
+def _text(value: str) -> str:
+    """Return what can be written as JSON: bytes that are not UTF-8 are spelt out, and name no file."""
+    return value.encode(errors="backslashreplace").decode()
 
 
 def _seconds(text: str) -> float:
