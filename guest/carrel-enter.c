@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,7 +18,8 @@
 #include "node.h"
 #include "runner.h"
 
-enum { GUEST_WAIT_MAX_S = 3600, END_FILE_TIMEOUT_MS = 2000, END_FILE_POLL_MS = 20, SCRIPT_MAX_BYTES = 8 << 20 };
+enum { GUEST_WAIT_MAX_S = 3600, END_FILE_TIMEOUT_MS = 2000, END_FILE_POLL_MS = 20, SCRIPT_MAX_BYTES = 8 << 20,
+       READ_TRIES_MAX = 500, SENTENCE_TRAVEL_MS = 200 };
 
 extern char **environ;
 
@@ -27,10 +30,37 @@ struct task {
 	const char *job;
 };
 
+/* Where the user reads why. The command may have closed its stderr, and then ours is closed too. */
+static int complaints = STDERR_FILENO;
+
 __attribute__((noreturn)) static void give_up(const char *what, const char *sentence)
 {
-	dprintf(STDERR_FILENO, "carrel: %s%s\n", what, sentence);
+	dprintf(complaints, "carrel: %s%s\n", what, sentence);
 	_exit(1);
+}
+
+/* srun drops what a task said on stderr in the last milliseconds before it died by a signal, also without a guest. */
+static void wait_until_read(void)
+{
+	const struct timespec pause = {.tv_nsec = END_FILE_POLL_MS * 1000000L / 10};
+	struct stat facts;
+	int unread = 0;
+	if (fstat(complaints, &facts) != 0 || !S_ISFIFO(facts.st_mode))
+		return;
+	for (int tries = 0; tries < READ_TRIES_MAX; tries++) {
+		if (ioctl(complaints, FIONREAD, &unread) != 0 || unread == 0)
+			return;
+		nanosleep(&pause, NULL);
+	}
+}
+
+/* The one sentence that must arrive: it also gets a moment on its way to srun, of which Slurm gives no sign. */
+static void say_out_of_memory(const char *sentence)
+{
+	const struct timespec moment = {.tv_nsec = SENTENCE_TRAVEL_MS * 1000000L};
+	dprintf(complaints, "carrel: out of memory: %s\n", sentence);
+	wait_until_read();
+	nanosleep(&moment, NULL);
 }
 
 static const char *variable(const char *name, const char *absent)
@@ -188,7 +218,7 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 	sentence[strcspn(sentence, "\n")] = '\0';
 	if (strcmp(end, "oom") != 0)
 		give_up("the guest is gone: ", sentence);
-	dprintf(STDERR_FILENO, "carrel: out of memory: %s\n", sentence);
+	say_out_of_memory(sentence);
 	client_die_by(SIGKILL);
 }
 
@@ -216,6 +246,7 @@ __attribute__((noreturn)) static void enter(const struct task *task)
 	add_user(&start, &answer);
 	fcntl(answer.stream, F_SETFL, fcntl(answer.stream, F_GETFL) | O_NONBLOCK);
 	client_init(&client, answer.stream);
+	complaints = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
 	runner_attach(&client, task->socket_path, task->job, &answer);
 	if (pmi >= 0)
 		relay_connection(&client.relay, CHANNEL_PMI, pmi, SINK_FOREIGN);
@@ -223,6 +254,15 @@ __attribute__((noreturn)) static void enter(const struct task *task)
 		client_relay(&client);
 	records_free(&start);
 	client_restore_terminal(&client);
+	if (client.oom_kills > 0) {
+		char sentence[160];
+		snprintf(sentence, sizeof sentence, "in the guest (%lld MiB), %u %s killed; ask for more with --mem",
+			 records_number(answer.body, answer.length, "memory_mib", 0), client.oom_kills,
+			 client.oom_kills == 1 ? "process was" : "processes were");
+		say_out_of_memory(sentence);
+	}
+	if (client.ended && WIFSIGNALED(client.status))
+		wait_until_read();
 	if (client.ended)
 		client_end_as(client.status);
 	end_without_exit(&client, &answer);

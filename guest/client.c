@@ -81,11 +81,12 @@ void client_describe(struct records *start, bool is_pty)
 
 static bool take_exit(struct client *client, const char *payload, uint32_t length)
 {
-	uint32_t status = 0;
-	if (length != sizeof status)
+	uint32_t end[2] = {0};
+	if (length != sizeof end[0] && length != sizeof end)
 		return false;
-	memcpy(&status, payload, sizeof status);
-	client->status = (int)le32toh(status);
+	memcpy(end, payload, length);
+	client->status = (int)le32toh(end[0]);
+	client->oom_kills = le32toh(end[1]);
 	client->ended = true;
 	return true;
 }

@@ -23,6 +23,7 @@ struct client {
 	bool is_stub;           /* stands for one process; stops itself on SIGTSTP */
 	bool ended;
 	int status;             /* raw wait status, once ended */
+	unsigned oom_kills;     /* processes that the guest's kernel killed for memory */
 	char *sentence;         /* why the other side gave up; NULL: it did not say */
 	void (*on_call)(struct client *client, const char *id);
 	void (*on_child)(struct client *client);

@@ -122,8 +122,37 @@ void session_signal(const struct session *session, int signal_number, bool all)
 		signal_descendants(signal_number);
 }
 
+/* So that each session's own kills for memory are counted; a kernel without the controller counts none. */
+static void count_memory(const char *directory)
+{
+	char path[160];
+	snprintf(path, sizeof path, "%s/cgroup.subtree_control", directory);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && write(fd, "+memory", 7) != 7)
+		errno = 0;
+	if (fd >= 0)
+		close(fd);
+}
+
+unsigned session_oom_kills(const struct session *session)
+{
+	char path[160];
+	char word[32];
+	unsigned long count = 0;
+	unsigned long kills = 0;
+	snprintf(path, sizeof path, "%s/memory.events", session->cgroup);
+	FILE *events = session->cgroup[0] == '\0' ? NULL : fopen(path, "re");
+	while (events != NULL && fscanf(events, "%31s %lu", word, &count) == 2)
+		if (strcmp(word, "oom_kill") == 0)
+			kills = count;
+	if (events != NULL)
+		fclose(events);
+	return (unsigned)kills;
+}
+
 void session_make_cgroup(struct session *session, const char *name)
 {
+	static const char *const counted[] = {"/sys/fs/cgroup", CGROUPS};
 	struct stat facts;
 	int needed = snprintf(session->cgroup, sizeof session->cgroup, CGROUPS "/%s", name);
 	if (needed >= (int)sizeof session->cgroup || strchr(name, '/') != NULL || geteuid() != 0 ||
@@ -131,6 +160,9 @@ void session_make_cgroup(struct session *session, const char *name)
 	    (mkdir(CGROUPS, 0755) != 0 && errno != EEXIST) ||
 	    (mkdir(session->cgroup, 0755) != 0 && errno != EEXIST))
 		session->cgroup[0] = '\0';
+	else
+		for (size_t i = 0; i < sizeof counted / sizeof counted[0]; i++)
+			count_memory(counted[i]);
 }
 
 static void kill_cgroup(const char *directory)

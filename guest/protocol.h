@@ -24,7 +24,7 @@ enum frame_type {
 	FRAME_CREDIT = 4,   /* u32: as many bytes were taken from the channel and may be sent again */
 	FRAME_SIGNAL = 5,   /* u32 signal number; channel 0: everything of the session, 1: its leader */
 	FRAME_WINSIZE = 6,  /* u16 rows, u16 columns */
-	FRAME_EXIT = 7,     /* u32 raw wait status; nothing follows */
+	FRAME_EXIT = 7,     /* u32 raw wait status, u32 processes killed for memory where any were; nothing follows */
 	FRAME_RELAY = 8,    /* text id: a command inside asks for a stream carrel.r.<id> */
 	FRAME_ERROR = 9,    /* text: one sentence; nothing follows */
 	FRAME_BROKEN = 10,  /* nobody reads this channel any more: stop sending */

@@ -130,6 +130,13 @@ static void pass_call(struct session *session)
 	}
 }
 
+static void send_exit(struct session *session)
+{
+	uint32_t end[] = {htole32((uint32_t)session->status), htole32(session_oom_kills(session))};
+	relay_send(&session->relay, FRAME_EXIT, 0, end, end[1] == 0 ? sizeof end[0] : sizeof end);
+	session->exit_sent = true;
+}
+
 static bool all_is_read(const struct session *session)
 {
 	for (unsigned i = CHANNEL_STDOUT; i <= CHANNEL_STDERR; i++)
@@ -155,8 +162,7 @@ static void turn(struct session *session)
 	if (call->revents != 0)
 		pass_call(session);
 	if (session->leader_ended && !session->exit_sent && all_is_read(session) && relay_has_room(&session->relay)) {
-		relay_send_number(&session->relay, FRAME_EXIT, 0, (uint32_t)session->status);
-		session->exit_sent = true;
+		send_exit(session);
 	}
 }
 

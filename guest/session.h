@@ -62,6 +62,9 @@ void command_free(struct command *command);
 /* Starts the command; on failure says why. Descriptors of this side are left in the relay's channels. */
 const char *session_spawn(struct session *session);
 
+/* How many of the session's processes this kernel killed for want of memory. */
+unsigned session_oom_kills(const struct session *session);
+
 void session_make_cgroup(struct session *session, const char *name);
 void session_signal(const struct session *session, int signal_number, bool all);
 /* Ends everything that the session started, and waits for it, bounded. */

@@ -347,6 +347,7 @@ def _entered(spec: GuestSpec, guest: Guest, slurm_bin: str) -> wire.Fields:
         "gid": "0" if spec.root else str(spec.gid),
         "group": [str(gid) for gid in ((0,) if spec.root else spec.groups)],
         "end_file": guest.end_file,
+        "memory_mib": str(guest.memory_bytes // 2**20),
         "slurm_bin": slurm_bin,
     }
 
