@@ -16,6 +16,8 @@ import msgspec
 
 from carrel.errors import CarrelError
 
+_SBIN = ("/usr/sbin", "/sbin")
+
 
 class CommandError(CarrelError):
     """A command failed. ``status`` is its exit status (negative: a signal), ``stderr`` what it said."""
@@ -57,7 +59,7 @@ def run(
             text=True,
             errors="replace",
             timeout=timeout_s,
-            env={**os.environ, **(env or {})},
+            env=_environment(env),
             cwd=cwd,
             check=False,
         )
@@ -68,6 +70,13 @@ def run(
     if done.returncode != 0:
         raise CommandError(words, status=done.returncode, stderr=done.stderr or done.stdout)
     return done.stdout
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    """Return this process's environment and more; an ordinary user's PATH lacks mke2fs and its like."""
+    whole = {**os.environ, **(more or {})}
+    have = whole.get("PATH") or os.defpath
+    return {**whole, "PATH": os.pathsep.join([have, *(d for d in _SBIN if d not in have.split(os.pathsep))])}
 
 
 async def run_async(
@@ -81,7 +90,7 @@ async def run_async(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+            env=_environment(env),
         )
     except FileNotFoundError as error:
         raise CommandError(words, status=127, stderr=f"{error.filename}: not found; is it installed?") from error
