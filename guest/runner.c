@@ -89,7 +89,8 @@ static const char *check(struct command *command)
 	if (!call_is_allowed(name))
 		return "only Slurm's own commands are passed on from a guest to its host";
 	snprintf(here.command, sizeof here.command, "%s/%s", here.slurm_bin, name);
-	command->argv[0] = here.command;
+	/* Its own sentences begin with the name that the user called it by. */
+	command->path = here.command;
 	change_environment(command);
 	return NULL;
 }

@@ -25,6 +25,7 @@ struct command {
 	} limits[RLIMITS_MAX];
 	const char *cwd;
 	char **argv;
+	const char *path;        /* what to execute; NULL: what argv[0] names */
 	char **environ;
 	bool is_pty;
 	bool has_pmi;            /* a connection to slurmstepd waits at the other end */

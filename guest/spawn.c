@@ -287,7 +287,7 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	if (pmi >= 0)
 		dup2(pmi, PMI_FD);
 	close_range(pmi >= 0 ? PMI_FD + 1 : PMI_FD, ~0U, CLOSE_RANGE_CLOEXEC);
-	const char *path = find_command(command, place);
+	const char *path = command->path != NULL ? command->path : find_command(command, place);
 	execve(path, command->argv, command->environ);
 	int why = errno;
 	if (!says_bad_interpreter(command, path, why))
