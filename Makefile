@@ -32,7 +32,7 @@ demo: setup     ## real jobs in real virtual machines on three nodes; KEEP=1 lea
 test: setup     ## all tests; the skips and their reasons are printed at the end; ARGS= goes to pytest
 	@scripts/test $(ARGS)
 
-check:          ## format, lint, types, layers, C, fast tests: green at every commit
+check: venv     ## format, lint, types, layers, C, fast tests: green at every commit
 	@scripts/check
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
