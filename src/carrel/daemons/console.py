@@ -14,7 +14,7 @@ def bound(path: Path, limit_bytes: int) -> None:
             return
         with path.open("rb+") as file, path.open("ab") as appended:
             file.seek(-(limit_bytes // 2), os.SEEK_END)
-            tail = file.read()
+            tail = file.read(limit_bytes)
             file.truncate(0)
             appended.write(tail)
 

@@ -65,7 +65,11 @@ class Reporter:
                     await self._due.wait()
             await asyncio.sleep(self._back_off_s())
             self._due.clear()
-            await self.send()
+            try:
+                await self.send()
+            except Exception:  # noqa: BLE001  # a report that cannot be made is no reason to end the daemon
+                _LOG.exception("not reported")
+                self._failures += 1
 
     async def send(self) -> bool:
         """Send one report now; tell whether it was taken."""

@@ -164,9 +164,15 @@ class SlurmClient:
         return {key.strip(): value.strip() for key, separator, value in pairs if separator}
 
     async def cluster(self) -> str:
-        """Return the cluster's name; asked once, as it never changes while a slurmctld lives."""
+        """Return the cluster's name; asked once, as it never changes while a slurmctld lives.
+
+        Raises:
+            UnreachableError: Slurm did not say. Without it no run could be told from an ended one.
+        """
         if not self._cluster:
             self._cluster = (await self.settings()).get("ClusterName", "")
+            if not self._cluster:
+                raise UnreachableError("slurm did not name its cluster; see: scontrol show config")
         return self._cluster
 
     @cached_property

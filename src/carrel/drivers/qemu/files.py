@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,8 @@ import msgspec
 from carrel.drivers.qemu.command import Accelerator
 from carrel.model.guest import GuestSpec
 from carrel.process import Pid
+
+TAIL_BYTES = 64 * 1024
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,20 +63,26 @@ class GuestDirectory:
         return self.path / "end"
 
     def read(self) -> Record | None:
-        """Return the record; None where it was never completed, so that nobody knows whose guest it is."""
-        try:
+        """Return the record; None where it was never completed, so that nobody knows whose guest it is.
+
+        Raises:
+            OSError: it could not be read, which is not the same: such a guest must not be swept.
+        """
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             return msgspec.json.decode((self.path / "guest.json").read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return None
 
     def write(self, record: Record) -> None:
-        _write_whole(self.path / "guest.json", msgspec.json.encode(record))
+        """Replace the record. Not flushed to the disk: after a power cut there is no guest to know of either."""
+        temporary = self.path / ".guest.json"
+        temporary.write_bytes(msgspec.json.encode(record))
+        temporary.replace(self.path / "guest.json")
 
     def pids(self) -> dict[str, Pid]:
         """Return the processes ``guard`` and ``qemu``, as far as the guard wrote them down."""
         try:
             lines = (self.path / "pids").read_text().splitlines()
-        except OSError:
+        except FileNotFoundError:
             return {}
         found = {}
         for line in lines:
@@ -88,8 +95,9 @@ class GuestDirectory:
     def end(self) -> tuple[str, str] | None:
         """Return (word, sentence) once the guest is gone."""
         try:
-            word, _, sentence = self.end_file.read_text().strip().partition("\n")
-        except OSError:
+            # QEMU, and who is in it, have a say in the sentence: it may hold any byte.
+            word, _, sentence = self.end_file.read_text(errors="replace").strip().partition("\n")
+        except FileNotFoundError:
             return None
         return word, sentence.strip() or word
 
@@ -107,10 +115,19 @@ class GuestDirectory:
     def guard_log(self) -> str:
         """Return the last line that the guard or QEMU said."""
         try:
-            lines = (self.path / "guard.log").read_text(errors="replace").strip().splitlines()
-        except OSError:
+            lines = _tail(self.path / "guard.log").strip().splitlines()
+        except FileNotFoundError:
             return ""
         return lines[-1] if lines else ""
+
+    def panic(self) -> str:
+        """Return the kernel's last words, where it panicked."""
+        with contextlib.suppress(OSError):
+            for line in _tail(self.console).splitlines():
+                _, found, words = line.partition("Kernel panic - not syncing: ")
+                if found:
+                    return f"its kernel panicked: {words.strip()}"
+        return ""
 
     @contextlib.contextmanager
     def short(self) -> Iterator[Path]:
@@ -132,10 +149,8 @@ class GuestDirectory:
         return sock
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+def _tail(path: Path) -> str:
+    """Return the end of a file that others write, however long they made it."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return file.read(TAIL_BYTES).decode(errors="replace")
