@@ -199,3 +199,12 @@ def test_a_file_that_is_no_plugin_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.so").write_text("not a library")
     with pytest.raises(CarrelError, match="not a SPANK plug-in"):
         version.built_for(tmp_path / "x.so")
+
+
+def test_a_slurm_that_does_not_name_its_cluster_was_not_understood_and_no_run_counts_as_ended(
+    commands: Commands,
+) -> None:
+    commands.says("scontrol show config", "Configuration data as of 2026-11-21T00:00:00\n")
+    commands.says("squeue", RUNNING)
+    with pytest.raises(UnreachableError, match="slurm did not name its cluster"):
+        asyncio.run(commands.client().jobs())
