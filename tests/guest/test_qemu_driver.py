@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from carrel import config
 from carrel.drivers.qemu.driver import QemuDriver
+from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.errors import RefusedError
 from carrel.images.source import StoreImages
 from carrel.model.guest import GuestSpec
@@ -40,11 +42,43 @@ class TestQemu(DriverContract):
     def spec(self, name: str) -> GuestSpec:
         return msgspec.structs.replace(super().spec(name), image="debian12", image_name="debian12")
 
-    async def check_gone(self, driver: Driver, spec: GuestSpec) -> None:
+    async def check_gone(self, driver: Driver, spec: GuestSpec) -> None:  # noqa: ARG002  # the contract's shape
         assert _processes_of(spec.name) == []
 
     def test_a_guest_that_died_is_refused_with_the_reason_and_not_made_anew(self) -> None:
         self._run(self._died())
+
+    def test_a_guest_that_a_killed_carreld_had_only_noted_is_made_by_the_next(self) -> None:
+        self._run(self._noted())
+
+    async def _noted(self) -> None:
+        async with self._driver() as (driver, where):
+            spec = self.spec("4711.8.0")
+            directory = GuestDirectory(where / "guests" / spec.name)
+            directory.make()
+            directory.write(Record(spec=spec, accelerator="tcg", accelerator_why="", started_s=1.0))
+            assert (await driver.ensure(spec)).state == "ready"
+
+    def test_a_guest_that_could_not_be_started_leaves_nothing_in_the_way_of_the_next_try(self) -> None:
+        self._run(self._unstarted())
+
+    async def _unstarted(self) -> None:
+        async with self._driver() as (driver, _):
+            spec = self.spec("4711.7.0")
+            gone = msgspec.structs.replace(spec, job_cgroups=("/sys/fs/cgroup/memory/no-such-job",))
+            with pytest.raises(RefusedError, match=r"cannot be started: .*no-such-job"):
+                await driver.ensure(gone)
+            assert await driver.guests() == []
+
+    def test_a_console_is_its_users_alone(self) -> None:
+        self._run(self._private())
+
+    async def _private(self) -> None:
+        async with self._driver() as (driver, _):
+            spec = msgspec.structs.replace(self.spec("4711.6.0"), gid=100)
+            guest = await driver.ensure(spec)
+            facts = await asyncio.to_thread(Path(guest.console).stat)
+            assert (facts.st_uid, stat.S_IMODE(facts.st_mode)) == (spec.uid, 0o400)
 
     async def _died(self) -> None:
         async with self._driver() as (driver, _):

@@ -19,8 +19,6 @@ from carrel.errors import NodeFaultError
 from carrel.model.image import KernelFiles
 from carrel.ports import DriverContext
 
-NOBODY = 65534
-
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What a probe saw, and under which conditions."""
@@ -103,13 +101,13 @@ async def _probe(settings: Settings, kernel: KernelFiles, directory: Path) -> tu
 
 async def _first_word(path: Path, child: asyncio.subprocess.Process) -> tuple[bool, str]:
     """Wait for the agent's first byte or for QEMU's end."""
-    reader, writer = await asyncio.open_unix_connection(str(path))
-    try:
-        first = await reader.read(1)
-    except OSError:
-        first = b""
-    finally:
-        writer.close()
+    first = b""
+    with contextlib.suppress(OSError):  # it ended before we came, or while we waited
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        try:
+            first = await reader.read(1)
+        finally:
+            writer.close()
     if first:
         return True, "a guest booted with KVM on this node"
     stderr = await child.stderr.read() if child.stderr else b""

@@ -86,7 +86,7 @@ class Control:
             if length > FRAME_MAX_BYTES:
                 raise UnreachableError(f"carrel-agent sent a frame of {length} bytes")
             body = await self._reader.readexactly(length)
-        except asyncio.IncompleteReadError as error:
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise UnreachableError("the guest closed its control port") from error
         if kind != CONTROL:
             raise UnreachableError(f"carrel-agent sent a frame of kind {kind} on its control port")

@@ -19,6 +19,7 @@ import msgspec
 
 from carrel import config
 from carrel.drivers.qemu import accelerator, cgroups, launch
+from carrel.drivers.qemu.command import Accelerator
 from carrel.drivers.qemu.control import Control
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
@@ -34,6 +35,7 @@ WATCH_PERIOD_S = 0.05
 END_LOOKS = 40
 DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
+KERNEL_MAX = 64
 
 
 class QemuDriver:
@@ -44,10 +46,12 @@ class QemuDriver:
         self._context = context
         self._settings = config.driver_settings(context.config, NAME, Settings)
         self._starting: dict[str, asyncio.Task[Guest]] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
         self._launching: dict[str, asyncio.Future[launch.Guard]] = {}
         self._monitors: dict[str, Monitor] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._guards: list[launch.Guard] = []
+        self._choosing = asyncio.Lock()
         context.directory.mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -62,13 +66,19 @@ class QemuDriver:
                 f"node {self._context.node}: no {self._settings.binary}; is qemu-system-x86 installed?"
             )
         await asyncio.to_thread(self._context.images.kernel)
-        return await accelerator.choose(self._context, self._settings)
+        return await self._accelerator()
+
+    async def _accelerator(self) -> tuple[Accelerator, str]:
+        async with self._choosing:  # what the first probe finds, the others read
+            return await accelerator.choose(self._context, self._settings)
 
     async def guests(self) -> Sequence[Guest]:
         self._guards = [guard for guard in self._guards if guard.poll() is None]  # reaps the dead
         return [self._look(GuestDirectory(path)) for path in sorted(self._context.directory.iterdir())]
 
     async def ensure(self, spec: GuestSpec) -> Guest:
+        while ending := self._ending.get(spec.name):  # or it would remove what is made here
+            await asyncio.wait([ending])
         task = self._starting.get(spec.name)
         if task is None:
             task = asyncio.ensure_future(self._ensure(spec))
@@ -78,6 +88,15 @@ class QemuDriver:
         return await asyncio.shield(task)
 
     async def destroy(self, name: str) -> None:
+        task = self._ending.get(name)
+        if task is None:
+            task = asyncio.ensure_future(self._destroy(name))
+            self._ending[name] = task
+            task.add_done_callback(lambda _: self._ending.pop(name, None))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)  # a hook that waited long enough does not stop half-way what it began
+
+    async def _destroy(self, name: str) -> None:
         if task := self._starting.pop(name, None):
             task.cancel()
             await asyncio.wait([task])
@@ -92,6 +111,7 @@ class QemuDriver:
         if record := directory.read():
             await asyncio.to_thread(cgroups.remove, record.spec.job_cgroups, launch.cgroup_name(record.spec))
         await asyncio.to_thread(directory.remove)
+        self._locks.pop(name, None)
 
     async def enter(self, name: str, port: str) -> Entry:
         directory = self._existing(name)
@@ -114,7 +134,8 @@ class QemuDriver:
             await monitor.stop()
         if stopped and not suspended:
             await monitor.cont()
-            await self._set_clock(directory)
+        if not suspended and (stopped or directory.suspended):
+            await self._set_clock(directory)  # also where an earlier call came only so far
         directory.mark_suspended(suspended)
 
     async def read(self, name: str) -> Counters:
@@ -188,6 +209,8 @@ class QemuDriver:
     async def _ensure(self, spec: GuestSpec) -> Guest:
         directory = self._directory(spec.name)
         record = directory.read()
+        if record and not directory.pids() and not directory.end():
+            record = None  # noted by a carreld that died before it had started it
         try:
             async with asyncio.timeout(spec.boot_timeout_s):
                 if record is None:
@@ -211,13 +234,23 @@ class QemuDriver:
                 f"image {image.name} has no /bin/sh, so no command can run in it; see: carrel image show"
             )
         kernel = await asyncio.to_thread(self._context.images.kernel)
-        kind, why = await accelerator.choose(self._context, self._settings)
-        await self._end_processes(directory)
-        directory.remove()  # what a carreld left that was killed before it had written whose guest this is
+        kind, why = await self._accelerator()
+        if directory.path.exists():  # left by a carreld that was killed before it had started this guest
+            await self._end_processes(directory)
+            await asyncio.to_thread(directory.remove)
         directory.make()
         record = Record(spec=spec, accelerator=kind, accelerator_why=why, started_s=time.time())
         directory.write(record)
-        await self._running(directory, await self._launch(directory, record, image, kernel))
+        try:
+            guard = await self._launch(directory, record, image, kernel)
+        except (CarrelError, OSError) as error:
+            # Nothing runs yet: the next task may try again.
+            await asyncio.to_thread(cgroups.remove, spec.job_cgroups, launch.cgroup_name(spec))
+            await asyncio.to_thread(directory.remove)
+            if isinstance(error, CarrelError):
+                raise
+            raise RefusedError(f"guest {spec.name} cannot be started: {error}") from error
+        await self._running(directory, guard)
         return record
 
     async def _launch(
@@ -270,7 +303,7 @@ class QemuDriver:
     async def _converse(self, control: Control, spec: GuestSpec) -> str:
         hello = await control.hello()
         await control.ask(identity(spec), answer="ready", timeout_s=spec.boot_timeout_s)
-        return hello.get("kernel")
+        return "".join(letter for letter in hello.get("kernel") if letter.isprintable())[:KERNEL_MAX]
 
     async def _gone(self, directory: GuestDirectory) -> None:
         while directory.end() is None and all(pid.alive for pid in directory.pids().values()):  # noqa: ASYNC110  # a file
@@ -285,6 +318,8 @@ class QemuDriver:
         async with lock:
             monitor = self._monitors.get(directory.name)
             if monitor is None or not monitor.connected:
+                if monitor is not None:
+                    await monitor.close()
                 with directory.short() as short:
                     monitor = await Monitor.connect(short / "qmp.sock")
                 self._monitors[directory.name] = monitor
@@ -294,7 +329,7 @@ class QemuDriver:
 
     async def _end_processes(self, directory: GuestDirectory) -> None:
         """End the guard, which ends QEMU; where it does not, end both."""
-        pids = directory.pids() or _unwritten(directory)
+        pids = directory.pids() or await asyncio.to_thread(_unwritten, directory)
         if guard := pids.get("guard"):
             guard.kill(signal.SIGTERM)
         deadline = time.monotonic() + DESTROY_TIMEOUT_S
@@ -310,7 +345,7 @@ class QemuDriver:
     async def _why_gone(self, directory: GuestDirectory, spec: GuestSpec, error: CarrelError) -> str:
         """Return the sentence for a guest that ended while it started."""
         ended = await self._ended(directory)
-        return f"guest of image {spec.image_name}: {_panic(directory) or ended or error}; {_see(spec)}"
+        return f"guest of image {spec.image_name}: {directory.panic() or ended or error}; {_see(spec)}"
 
     async def _ended(self, directory: GuestDirectory) -> str:
         """Return why a guest is gone, or "" where it lives. Its guard writes that a moment after QEMU went."""
@@ -345,22 +380,12 @@ def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:
 
 
 def _why_not_ready(directory: GuestDirectory, spec: GuestSpec) -> str:
-    what = _panic(directory) or f"guest not ready after {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
+    what = directory.panic() or f"guest not ready after {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
     return f"{what}; {_see(spec)}"
 
 
 def _see(spec: GuestSpec) -> str:
     return f"see: carrel guest console {spec.run.job_id}"
-
-
-def _panic(directory: GuestDirectory) -> str:
-    """Return the kernel's last words, where it panicked."""
-    with contextlib.suppress(OSError):
-        for line in directory.console.read_text(errors="replace").splitlines():
-            _, found, words = line.partition("Kernel panic - not syncing: ")
-            if found:
-                return f"its kernel panicked: {words.strip()}"
-    return ""
 
 
 def _unwritten(directory: GuestDirectory) -> dict[str, Pid]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess  # a guard outlives this process on purpose, which carrel.process does not offer
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from carrel.drivers.qemu import cgroups
 from carrel.drivers.qemu.command import Descriptors, command_line
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.settings import Settings
-from carrel.errors import CarrelError, NodeFaultError
+from carrel.errors import CarrelError, NodeFaultError, RefusedError
 from carrel.model.guest import GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.ports import DriverContext
@@ -33,6 +34,7 @@ def make_disk(directory: GuestDirectory, spec: GuestSpec, image: ImageFiles, set
 
     Raises:
         NodeFaultError: the disk of this node is full.
+        RefusedError: it took longer than the user wants to wait, which is no fault of the node.
     """
     disk = directory.path / "disk"
     disk.unlink(missing_ok=True)
@@ -51,6 +53,10 @@ def make_disk(directory: GuestDirectory, spec: GuestSpec, image: ImageFiles, set
             words: list[str | Path] = [settings.img, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.root, disk]
             process.run(words, timeout_s=spec.boot_timeout_s)
     except process.CommandError as error:
+        if error.status == -signal.SIGKILL:
+            raise RefusedError(
+                f"no {spec.clone} clone of {spec.image_name} within {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
+            ) from error
         raise NodeFaultError(f"node {spec.node}: cannot clone {spec.image_name}: {error}") from error
     disk.chmod(0o600)
     return disk
@@ -71,7 +77,7 @@ def start(
     with ExitStack() as stack:
 
         def opened(path: Path, flags: int) -> int:
-            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
             return descriptor
 
@@ -80,7 +86,8 @@ def start(
             return sock.fileno()
 
         console = opened(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.fchown(console, 0, spec.gid)
+        os.fchown(console, spec.uid, 0)  # theirs alone to read: others may be in the user's group
+        os.fchmod(console, 0o400)
         fds = Descriptors(
             kernel=opened(kernel.kernel, os.O_RDONLY),
             initramfs=opened(kernel.initramfs, os.O_RDONLY),

@@ -17,7 +17,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from carrel.errors import RefusedError, UnreachableError
 
-PORT_OPEN_TIMEOUT_S = 5.0
+PORT_OPEN_TIMEOUT_S = 10.0
 PORT_TRIES = 3
 COLLECT_TRIES = 20
 COLLECT_PERIOD_S = 0.1
@@ -75,11 +75,12 @@ class Monitor:
         async with self._lock:
             for _ in range(PORT_TRIES):
                 ident = f"port{next(self._numbers)}-{os.getpid()}"
+                opened = self._open[ident] = asyncio.Event()
                 ours, theirs = socket.socketpair()
                 try:
-                    await self._plug(ident, name, theirs)
                     async with asyncio.timeout(PORT_OPEN_TIMEOUT_S):
-                        await self._open[ident].wait()
+                        await self._plug(ident, name, theirs)
+                        await opened.wait()
                     return ours.detach()
                 except TimeoutError:
                     self._keep(self._collect(ident))
@@ -108,7 +109,6 @@ class Monitor:
             raise UnreachableError(f"qemu's monitor: {command}: {error or 'no answer'}") from error
 
     async def _plug(self, ident: str, name: str, theirs: socket.socket) -> None:
-        self._open[ident] = asyncio.Event()
         self._client.send_fd_scm(theirs.fileno())
         await self._client.execute("getfd", {"fdname": ident})
         backend = {"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": ident}}, "server": False}}
