@@ -8,10 +8,28 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo test check bench mutants install clean format
+.PHONY: help setup venv native image demo may-demo test check bench mutants lock install clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+demo: may-demo setup ## real jobs in real virtual machines on three nodes; KEEP=1 leaves a shell in the sandbox
+	@scripts/demo $(if $(KEEP),--keep)
+may-demo:
+	@scripts/demo --may-i
+
+test: setup     ## all tests; the skips and their reasons are printed at the end; ARGS= goes to pytest
+	@scripts/test $(ARGS)
+
+check: venv     ## format, lint, types, layers, C, fast tests: green at every commit
+	@scripts/check
+
+bench: setup    ## the benchmarks, printing their own figures
+	@$(PY) benchmarks/run.py $(ARGS)
+
+mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
+	@$(PY) scripts/mutants
+	@$(PY) scripts/mutants --model
 
 setup:          ## everything that demo and test need: packages, virtual environment, C parts, an image
 	@scripts/setup
@@ -26,33 +44,17 @@ native: ## the C parts, into build/libexec
 image: ## the Debian 12 image, its kernel and its initramfs
 	@$(BIN)/carrel image build debian12
 
-demo: setup     ## real jobs in real virtual machines on three nodes; KEEP=1 leaves a shell in the sandbox
-	@scripts/demo $(if $(KEEP),--keep)
+install: venv native ## below DESTDIR=, for a cluster; docs/how-to/install.md says what Slurm must be told
+	@DESTDIR="$(DESTDIR)" scripts/install
 
-test: setup     ## all tests; the skips and their reasons are printed at the end; ARGS= goes to pytest
-	@scripts/test $(ARGS)
-
-check: venv     ## format, lint, types, layers, C, fast tests: green at every commit
-	@scripts/check
-
-mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
-	@$(PY) scripts/mutants
-	@$(PY) scripts/mutants --model
+format:         ## put the Python sources into their form
+	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
 lock: venv      ## pin the dependencies anew: all of them, and those that an installation needs
 	@$(BIN)/pip install --quiet uv
 	@for out in "requirements.lock --extra controller --extra dev" "requirements-run.lock --extra controller"; do set -- $$out; \
 	    $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	        --exclude-newer "$$(date -ud '7 days ago' +%FT%TZ)" pyproject.toml -o $$out; done
-
-format:
-	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
-
-bench: setup    ## the benchmarks, printing their own figures
-	@$(PY) benchmarks/run.py $(ARGS)
-
-install: venv native ## below DESTDIR=, for a cluster; docs/how-to/install.md says what Slurm must be told
-	@DESTDIR="$(DESTDIR)" scripts/install
 
 clean:          ## remove what was built; the virtual environment stays
 	rm -rf build
