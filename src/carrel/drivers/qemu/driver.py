@@ -172,7 +172,8 @@ class QemuDriver:
         qemu = pids.get("qemu")
         state, reason = "starting", ""
         if ended or (qemu and not qemu.alive):
-            state, reason = "down", ended[1] if ended else "qemu is gone, and its guard with it"
+            state = "down"
+            reason = record.failure or (ended[1] if ended else "qemu is gone, and its guard with it")
         elif record.ready_s is not None:
             state = "suspended" if directory.suspended else "ready"
         return Guest(
@@ -216,22 +217,22 @@ class QemuDriver:
                 if record is None:
                     record = await self._start(directory, spec)
                 elif ended := directory.end():
-                    raise RefusedError(ended[1])
+                    raise RefusedError(record.failure or ended[1])
                 if record.ready_s is None:
                     record = await self._introduce(directory, record)
         except TimeoutError as error:
             sentence = _why_not_ready(directory, spec)
             await self._end_processes(directory)
-            raise RefusedError(sentence) from error
+            raise _failed(directory, sentence) from error
         except UnreachableError as error:
-            raise RefusedError(await self._why_gone(directory, spec, error)) from error
+            raise _failed(directory, await self._why_gone(directory, spec, error)) from error
         return self._look(directory)
 
     async def _start(self, directory: GuestDirectory, spec: GuestSpec) -> Record:
         image = self._context.images.files(spec.image)
         if not image.has_shell:
             raise RefusedError(
-                f"image {image.name} has no /bin/sh, so no command can run in it; see: carrel image show"
+                f"image {spec.image_name} has no /bin/sh, so no command can run in it; see: carrel image show"
             )
         kernel = await asyncio.to_thread(self._context.images.kernel)
         kind, why = await self._accelerator()
@@ -377,6 +378,13 @@ def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:
         "uid": str(spec.uid),
         "gid": str(spec.gid),
     }
+
+
+def _failed(directory: GuestDirectory, sentence: str) -> RefusedError:
+    """Note why a guest did not start, and return it."""
+    if record := directory.read():
+        directory.write(msgspec.structs.replace(record, failure=sentence))
+    return RefusedError(sentence)
 
 
 def _why_not_ready(directory: GuestDirectory, spec: GuestSpec) -> str:

@@ -36,6 +36,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float
     kernel: str = ""
     ready_s: float | None = None
+    failure: str = ""
+    """Why it did not start: what every later step of its job is told too."""
 
 
 class GuestDirectory:
@@ -75,6 +77,7 @@ class GuestDirectory:
     def write(self, record: Record) -> None:
         """Replace the record. Not flushed to the disk: after a power cut there is no guest to know of either."""
         temporary = self.path / ".guest.json"
+        temporary.touch(mode=0o600)  # what a user mounts is nobody else's business
         temporary.write_bytes(msgspec.json.encode(record))
         temporary.replace(self.path / "guest.json")
 
