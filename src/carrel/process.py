@@ -139,7 +139,7 @@ class Pid(msgspec.Struct, frozen=True):
 def process_state(pid: int) -> tuple[str, int] | None:
     """Return (state letter, start time in ticks) of a process, or None when there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # its name may hold any byte
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()  # a command's name may itself hold a parenthesis

@@ -137,3 +137,22 @@ def test_an_event_is_one_line_of_plain_text_whatever_a_user_wrote_into_it() -> N
     assert text.isprintable()
     assert text.startswith(r"no image 'a\nguest-gone: \x1b[2J\udcff\u202e é'")
     assert len(text) < 1100
+
+
+def test_a_peer_that_speaks_on_counts_as_gone_or_reading_it_would_take_every_turn() -> None:
+    async def story(peer: socket.socket, node: Any) -> None:
+        waiting = asyncio.ensure_future(Door(node, Peers(1))._until_gone(peer))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        node.other.send(b"x")
+        async with asyncio.timeout(5):
+            await waiting
+
+    async def both() -> None:
+        node: Any = ANode()
+        ours, node.other = socket.socketpair()
+        ours.setblocking(False)
+        with ours, node.other:
+            await story(ours, node)
+
+    asyncio.run(both())

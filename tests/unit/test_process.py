@@ -1,8 +1,13 @@
 """Commands are started in one way; when they fail, one sentence says how and how to repeat them."""
 
+import os
+import shutil
+import subprocess  # a process with an odd name
+from pathlib import Path
+
 import pytest
 
-from carrel.process import CommandError, run
+from carrel.process import CommandError, Pid, process_state, run
 
 
 def test_a_command_for_administrators_is_found_with_an_ordinary_users_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +36,16 @@ def test_a_command_that_is_not_there_fails_as_a_shell_counts_it() -> None:
 def test_a_command_that_takes_too_long_is_ended() -> None:
     with pytest.raises(CommandError, match=r"not done after 0\.1 s"):
         run(["sleep", "60"], timeout_s=0.1)
+
+
+def test_a_process_may_call_itself_by_any_bytes(tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/\xff) R"
+    shutil.copy(b"/bin/sleep", odd)
+    child = subprocess.Popen([odd, "60"])
+    try:
+        state = process_state(child.pid)
+        assert state is not None
+        assert Pid(child.pid, state[1]).alive
+    finally:
+        child.kill()
+        child.wait()

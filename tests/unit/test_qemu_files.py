@@ -8,7 +8,7 @@ import pytest
 
 from carrel.config import Config
 from carrel.drivers.qemu.driver import QemuDriver
-from carrel.drivers.qemu.files import TAIL_BYTES, GuestDirectory
+from carrel.drivers.qemu.files import TAIL_BYTES, GuestDirectory, Record
 from carrel.model.guest import Guest, GuestSpec
 from carrel.ports import DriverContext, ImageSource
 from carrel.testing import DriverContract
@@ -41,6 +41,12 @@ def test_a_record_that_cannot_be_read_is_not_a_guest_that_nobody_owns(tmp_path: 
     (a_directory(tmp_path).path / "guest.json").mkdir()  # reading it fails, as it does without a free descriptor
     with pytest.raises(OSError, match="Is a directory"):
         asyncio.run(a_driver(tmp_path).guests())
+
+
+def test_a_record_is_not_for_other_users(tmp_path: Path) -> None:
+    directory = a_directory(tmp_path)
+    directory.write(Record(spec=SPEC, accelerator="tcg", accelerator_why="", started_s=1.0))
+    assert (directory.path / "guest.json").stat().st_mode & 0o077 == 0
 
 
 def test_an_unfinished_record_is_a_guest_that_nobody_owns(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def a_machine(
     """Make a process 20 in ``cgroup`` whose parent, 10, runs ``program``."""
     for pid, parent in ((20, 10), (10, 1)):
         (proc / str(pid)).mkdir()
-        (proc / str(pid) / "stat").write_text(f"{pid} (odd ) name) S {parent} 1 1\n")
+        (proc / str(pid) / "stat").write_bytes(b"%d (odd ) \xff name) S %d 1 1\n" % (pid, parent))
     (proc / "20" / "cgroup").write_text(cgroup)
     (proc / "10" / "status").write_text(f"Name:\t{name}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
     (proc / "10" / "exe").symlink_to(program)

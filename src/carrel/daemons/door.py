@@ -130,6 +130,7 @@ class Door:
         pid, uid, _ = wire.peer(connection)
         task = requests.task(message)
         job_id = requests.number(message, "job")
+        require_task(pid, job_id)
         began_s = time.monotonic()
         try:
             spec, driver_name = await self._resolve(message, job_id, task, pid=pid, uid=uid)
@@ -166,7 +167,6 @@ class Door:
     ) -> tuple[GuestSpec, str]:
         """Return the guest that this task enters, and its driver."""
         settings = self._node.config.guests
-        require_task(pid, job_id)
         job = await self._node.facts.job(job_id, timeout_s=settings.boot_timeout_s)
         if uid not in (0, job.uid):
             raise RefusedError(f"job {job_id} belongs to {job.user}, not to uid {uid}")
@@ -202,7 +202,7 @@ class Door:
         async with self._resolving:  # one at a time, or two would be promised the same slot
             existing = await self._node.driver(driver_name).guests()
             mine = next((guest for guest in existing if guest.name == name), None)
-            slot = mine.slot if mine else self._promise(name, existing)
+            slot = mine.slot if mine else self._promise(name, existing) if per == "task" else 0
         for guest in existing:
             if guest.run == job.key:
                 decide.refuse_other_image(
@@ -277,6 +277,7 @@ class Door:
         finally:
             leaving.cancel()
             making.cancel()
+        self._promised.pop(spec.name, None)  # it is listed now
         if spec.name not in known:
             self._say("guest-ready", f"ready {(guest.ready_s or 0) - guest.started_s:.2f} s after its start", guest)
         return guest
@@ -297,10 +298,13 @@ class Door:
             os.close(entry.fd)
 
     async def _until_gone(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        """Return when the peer has left. It has nothing more to say: whoever speaks on has broken the contract.
+
+        Reading on would give a peer that never stops speaking all of this process: what is there already is
+        received without a turn for anybody else.
+        """
         with contextlib.suppress(OSError):
-            while await loop.sock_recv(connection, 4096):
-                pass
+            await asyncio.get_running_loop().sock_recv(connection, 1)
 
     async def _node_fault(self, job_id: int, task: Task, error: NodeFaultError) -> None:
         """Take the node out of scheduling and give the job back: it may do well elsewhere."""

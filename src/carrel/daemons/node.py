@@ -142,6 +142,7 @@ class Node:
                     await asyncio.sleep(ACCEPT_RETRY_S)
                     continue
                 door.answer(connection)
+                await asyncio.sleep(0)  # a turn for those who came before, however many stand in line
 
     async def run(self) -> None:
         """Do everything, until a signal."""

@@ -18,7 +18,7 @@ def of_process(pid: int, job_id: int) -> tuple[tuple[str, ...], str]:
     """
     mounts = _mounts()
     counting, freezer = [], ""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/cgroup").read_text(errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
         job = _job_part(path, job_id)
         if job is None:
@@ -43,7 +43,7 @@ def suspended(pid: int) -> bool:
         return True
     mounts = _mounts()
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/cgroup").read_text(errors="surrogateescape").splitlines()
         for line in lines:
             _, controllers, path = line.split(":", 2)
             if controllers == "freezer" and "freezer" in mounts:
@@ -62,7 +62,8 @@ def _job_part(path: str, job_id: int) -> str | None:
 def _mounts() -> dict[str, str]:
     """Return where each v1 controller is mounted, and the unified hierarchy under the name ``""``."""
     found: dict[str, str] = {}
-    for line in Path("/proc/mounts").read_text().splitlines():
+    # Users may mount too (FUSE), on a directory whose name is no UTF-8.
+    for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines():
         _, where, kind, options, *_ = line.split()
         if kind == "cgroup":
             for controller in options.split(","):

@@ -21,7 +21,7 @@ def require_task(pid: int, job_id: int, *, proc: Path = Path("/proc")) -> None:
         RefusedError: slurmstepd did not start it, or it is counted with another job.
     """
     try:
-        inside = set(_JOB.findall((proc / str(pid) / "cgroup").read_text()))
+        inside = set(_JOB.findall((proc / str(pid) / "cgroup").read_text(errors="replace")))
         started_by_slurm = _is_slurmstepd(proc / str(_parent(proc / str(pid))))
     except OSError as error:
         raise RefusedError(f"process {pid}, which asked for a guest of job {job_id}, is gone") from error
@@ -32,13 +32,15 @@ def require_task(pid: int, job_id: int, *, proc: Path = Path("/proc")) -> None:
 
 
 def _parent(process: Path) -> int:
-    fields = (process / "stat").read_text().rpartition(")")[2].split()  # a command's name may itself hold a parenthesis
+    fields = (
+        (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    )  # a command's name may itself hold a parenthesis
     return int(fields[1])
 
 
 def _is_slurmstepd(process: Path) -> bool:
     """Look at the program and the real user, which a process cannot claim; its name it could."""
-    real_uid = re.search(r"^Uid:\s+(\d+)", (process / "status").read_text(), re.MULTILINE)
+    real_uid = re.search(r"^Uid:\s+(\d+)", (process / "status").read_text(errors="replace"), re.MULTILINE)
     # Debian calls it slurmstepd-wlm; one that was upgraded under its feet ends in " (deleted)".
     program = (process / "exe").readlink().name
     return program.startswith("slurmstepd") and real_uid is not None and real_uid[1] == "0"
