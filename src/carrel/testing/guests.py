@@ -80,9 +80,17 @@ def submit(box: Sandbox, script: str, *options: str, user: User, arguments: Sequ
 
 
 def await_end(box: Sandbox, job_id: int, timeout_s: float = GUEST_TIMEOUT_S) -> str:
-    """Return the state in which a job ended."""
-    wait_for(lambda: job_state(box, job_id) not in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}, timeout_s)
-    return job_state(box, job_id)
+    """Return the state in which a job ended; of an array, when all of its tasks have, that of one of them."""
+    seen: set[str] = set()
+
+    def ended() -> bool:
+        done = box.run(["squeue", "--noheader", "--states=all", "--array", "--format=%T", f"--jobs={job_id}"])
+        seen.clear()
+        seen.update(done.stdout.split())
+        return bool(seen) and not seen & {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"}
+
+    wait_for(ended, timeout_s)
+    return min(seen)
 
 
 def outcome(
