@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,6 +179,14 @@ static int watch_signals(void)
 	return signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC);
 }
 
+/* A relay that wakes for every line of its command takes turns with it on a guest's only CPU. As batch work it waits
+ * until the command rests or its pipe is full, and then carries all at once. */
+static void yield_to_the_command(void)
+{
+	const struct sched_param any = {0};
+	sched_setscheduler(0, SCHED_BATCH, &any);
+}
+
 int session_serve(int fd, int uplink, const char *name, bool is_root_of_all, command_check *check)
 {
 	struct session session = {.uplink = uplink, .is_root_of_all = is_root_of_all, .check = check};
@@ -186,6 +195,7 @@ int session_serve(int fd, int uplink, const char *name, bool is_root_of_all, com
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	if (is_root_of_all) {
 		prctl(PR_SET_CHILD_SUBREAPER, 1);
+		yield_to_the_command();
 		session_make_cgroup(&session, name);
 	}
 	while (!session.relay.gone && !(session.exit_sent && relay_is_flushed(&session.relay)))

@@ -5,6 +5,7 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -271,6 +272,8 @@ __attribute__((noreturn)) static void become(const struct session *session, cons
 	if (command->is_pty)
 		ioctl(STDIN_FILENO, TIOCSCTTY, 0);
 	if (session->is_root_of_all) {
+		const struct sched_param any = {0};
+		sched_setscheduler(0, SCHED_OTHER, &any);
 		apply_limits(command);
 		be_killable();
 	}
