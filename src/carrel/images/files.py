@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all, in a store that many processes read without a lock."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -127,6 +128,6 @@ def as_sentence(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RefusedError(
-            f"image store {store}: {error.strerror}; run this as its owner, or name another in images.store"
-        ) from error
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "see: carrel image remove, carrel image prune" if full else "run this as its owner"
+        raise RefusedError(f"image store {store}: {error.strerror}; {hint}, or name another in images.store") from error

@@ -40,7 +40,9 @@ class StoreImages:
                 self._kernel = KernelFiles(
                     version=found.version, kernel=found.vmlinux, initramfs=found.initramfs, id=found.id
                 )
-        except (CarrelError, OSError) as error:
+        except CarrelError as error:
+            raise NodeFaultError(f"no kernel for guests: {error}") from error
+        except OSError as error:
             raise NodeFaultError(f"no kernel for guests: {error}; see: carrel image build") from error
         return self._kernel
 

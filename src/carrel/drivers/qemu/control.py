@@ -5,12 +5,16 @@ a carreld that starts later may take up the conversation at any time.
 """
 
 import asyncio
+import secrets
 import struct
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carrel import wire
 from carrel.errors import RefusedError, UnreachableError
+from carrel.model.guest import GuestSpec
 
 _HEADER = struct.Struct("<BBHI")
 CONTROL = 13
@@ -91,3 +95,23 @@ class Control:
         if kind != CONTROL:
             raise UnreachableError(f"carrel-agent sent a frame of kind {kind} on its control port")
         return wire.decode(body)
+
+
+def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:
+    """Return what the agent is told: who the guest is and for whom it is."""
+    return {
+        "verb": "identity",
+        "host_name": spec.host_name,
+        "machine_id": secrets.token_hex(16),
+        "boot_id": str(uuid.uuid4()),
+        "clock_ns": str(time.time_ns()),
+        "entropy": secrets.token_hex(64),
+        "passwd": spec.passwd,
+        "group": spec.group,
+        "mount": [
+            f"{index}:{'ro' if mount.read_only else 'rw'}:{mount.target}" for index, mount in enumerate(spec.mounts)
+        ],
+        "home": spec.home,
+        "uid": str(spec.uid),
+        "gid": str(spec.gid),
+    }

@@ -7,10 +7,8 @@ job's user under carrel-guard, which outlives carreld; running tasks talk to QEM
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -20,7 +18,7 @@ import msgspec
 from carrel import config
 from carrel.drivers.qemu import accelerator, cgroups, launch
 from carrel.drivers.qemu.command import Accelerator
-from carrel.drivers.qemu.control import Control
+from carrel.drivers.qemu.control import Control, identity
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
@@ -358,26 +356,6 @@ class QemuDriver:
                 return ended[1]
             await asyncio.sleep(WATCH_PERIOD_S)
         return ""
-
-
-def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:
-    """Return what the agent is told: who the guest is and for whom it is."""
-    return {
-        "verb": "identity",
-        "host_name": spec.host_name,
-        "machine_id": secrets.token_hex(16),
-        "boot_id": str(uuid.uuid4()),
-        "clock_ns": str(time.time_ns()),
-        "entropy": secrets.token_hex(64),
-        "passwd": spec.passwd,
-        "group": spec.group,
-        "mount": [
-            f"{index}:{'ro' if mount.read_only else 'rw'}:{mount.target}" for index, mount in enumerate(spec.mounts)
-        ],
-        "home": spec.home,
-        "uid": str(spec.uid),
-        "gid": str(spec.gid),
-    }
 
 
 def _failed(directory: GuestDirectory, sentence: str) -> RefusedError:
