@@ -158,7 +158,7 @@ def plugstack_conf(layout: Layout) -> str:
     """Return plugstack.conf. The plug-in itself puts the node's name in place of ``%n``: Slurm does not."""
     return (
         f"required {layout.libexec}/spank_carrel.so socket={layout.root}/nodes/%n/carreld.sock"
-        f" enter={layout.libexec}/carrel-enter\n"
+        f" enter={layout.libexec}/carrel-enter image=debian12\n"
     )
 
 
