@@ -67,7 +67,8 @@ static void change_environment(struct command *command)
 		size++;
 	char **kept = must_have(calloc(size + 3, sizeof *kept));
 	for (char **entry = command->environ; *entry != NULL; entry++) {
-		if (strncmp(*entry, "CARREL_ENTER_", 13) == 0 || strncmp(*entry, "SLURM_CONF=", 11) == 0)
+		if (strncmp(*entry, "CARREL_ENTER_", 13) == 0 || strncmp(*entry, "SLURM_CONF=", 11) == 0 ||
+		    strcmp(*entry, "SLURM_SPANK_CARREL_JOB_IMAGE=") == 0) /* no image is as good as a lost one */
 			continue;
 		if (strncmp(*entry, "LD_", 3) != 0)
 			kept[count++] = *entry;
@@ -88,6 +89,9 @@ static const char *check(struct command *command)
 	name = name == NULL ? command->argv[0] : name + 1;
 	if (!call_is_allowed(name))
 		return "only Slurm's own commands are passed on from a guest to its host";
+	/* Only a task is given a script; here it would be a file of the guest's choice, written on the host. */
+	if (command->script != NULL)
+		return "a Slurm command that is passed on from a guest has no script of its own";
 	snprintf(here.command, sizeof here.command, "%s/%s", here.slurm_bin, name);
 	/* Its own sentences begin with the name that the user called it by. */
 	command->path = here.command;

@@ -185,3 +185,31 @@ def test_a_session_that_is_killed_fails_its_task_at_once(guest: Guest) -> None:
         os.kill(int(task.stdout.readline()), signal.SIGKILL)
         assert task.wait(10) == 1
         assert b"session in the guest died" in task.stderr.read()
+
+
+def test_a_guest_that_sends_a_script_with_a_call_writes_nothing_on_the_host(guest: Guest, tmp_path: Path) -> None:
+    guest.on_the_host("srun", "echo ran")
+    precious = tmp_path / "authorized_keys"
+    precious.write_text("mine")
+    (tmp_path / "call").write_text(
+        "import os, socket, struct\n"
+        "calls = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "calls.connect(os.environ['CARREL_AGENT_SOCKET'])\n"
+        "_, fds, _, _ = socket.recv_fds(calls, 100, 1)\n"
+        "stream = socket.socket(fileno=fds[0])\n"
+        f"start = b'argv=srun\\0script=theirs\\0script_path={precious}\\0'\n"
+        "stream.sendall(struct.pack('<BBHI', 1, 0, 0, len(start)) + start)\n"
+        "kind, _, _, length = struct.unpack('<BBHI', stream.recv(8, socket.MSG_WAITALL))\n"
+        "print(kind, stream.recv(length, socket.MSG_WAITALL).decode())\n"
+    )
+    done = guest.run(f"python3 {tmp_path}/call")
+    assert done.stdout == b"9 a Slurm command that is passed on from a guest has no script of its own\n"
+    assert precious.read_text() == "mine"
+
+
+def test_a_call_that_names_no_image_asks_for_the_guests_own(guest: Guest) -> None:
+    guest.on_the_host("srun", "env")
+    guest.node.extra = {"image": "debian12"}
+    said = guest.run("SLURM_SPANK_CARREL_JOB_IMAGE= srun").stdout
+    images = [line for line in said.splitlines() if line.startswith(b"SLURM_SPANK_CARREL_JOB_IMAGE=")]
+    assert images == [b"SLURM_SPANK_CARREL_JOB_IMAGE=debian12"]
