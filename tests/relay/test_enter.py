@@ -117,7 +117,9 @@ def test_no_signal_is_blocked_or_ignored_in_a_command(node: RelayNode) -> None:
     status = node.enter("cat", "/proc/self/status").stdout.decode()
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert int(facts["SigBlk"], 16) == 0
-    assert int(facts["SigIgn"], 16) == 0
+    # glibc keeps signals 32 and 33 to itself, and its posix_spawn, which make uses, leaves them ignored in a child.
+    glibcs = 0b11 << 31
+    assert int(facts["SigIgn"], 16) & ~glibcs == 0
 
 
 def test_a_command_sees_no_descriptor_but_its_own_three(node: RelayNode) -> None:
