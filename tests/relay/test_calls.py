@@ -197,12 +197,14 @@ def test_a_guest_that_sends_a_script_with_a_call_writes_nothing_on_the_host(gues
         "calls.connect(os.environ['CARREL_AGENT_SOCKET'])\n"
         "_, fds, _, _ = socket.recv_fds(calls, 100, 1)\n"
         "stream = socket.socket(fileno=fds[0])\n"
+        "stream.setblocking(True)\n"
         f"start = b'argv=srun\\0script=theirs\\0script_path={precious}\\0'\n"
         "stream.sendall(struct.pack('<BBHI', 1, 0, 0, len(start)) + start)\n"
         "kind, _, _, length = struct.unpack('<BBHI', stream.recv(8, socket.MSG_WAITALL))\n"
         "print(kind, stream.recv(length, socket.MSG_WAITALL).decode())\n"
     )
     done = guest.run(f"python3 {tmp_path}/call")
+    assert done.stderr == b""
     assert done.stdout == b"9 a Slurm command that is passed on from a guest has no script of its own\n"
     assert precious.read_text() == "mine"
 
