@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -43,7 +44,8 @@ class Door:
         """Answer for ``node`` those whom ``peers`` admits."""
         self._node = node
         self._peers = peers
-        self._ports = itertools.count()
+        # Not one name of an earlier carreld's: two tasks would share a cgroup in the guest, and end together.
+        self._ports = (f"carrel.t.{secrets.token_hex(4)}.{number}" for number in itertools.count())
         self._answers: set[asyncio.Task[None]] = set()
         self._resolving = asyncio.Lock()
         self._promised: dict[str, tuple[int, float]] = {}
@@ -137,9 +139,7 @@ class Door:
             guest = await self._ready(connection, spec, driver_name)
             if guest is None:
                 return  # the task is gone; its guest goes with its job, or below
-            entry = await self._node.driver(driver_name).enter(
-                guest.name, f"carrel.t.{os.getpid()}.{next(self._ports)}"
-            )
+            entry = await self._node.driver(driver_name).enter(guest.name, next(self._ports))
         except NodeFaultError as error:
             await self._node_fault(job_id, task, error)
             raise
@@ -278,6 +278,14 @@ class Door:
             leaving.cancel()
             making.cancel()
         self._promised.pop(spec.name, None)  # it is listed now
+        # Two first steps may have come at once, each with an image of its own.
+        decide.refuse_other_image(
+            job_id=spec.run.job_id,
+            asked=spec.image_name,
+            asked_hash=spec.image,
+            has=guest.image_name,
+            has_hash=guest.image,
+        )
         if spec.name not in known:
             self._say("guest-ready", f"ready {(guest.ready_s or 0) - guest.started_s:.2f} s after its start", guest)
         return guest

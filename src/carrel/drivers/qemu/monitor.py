@@ -8,7 +8,7 @@ the next task.
 import asyncio
 import contextlib
 import itertools
-import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class Monitor:
         self._client = client
         self._lock = asyncio.Lock()
         self._open: dict[str, asyncio.Event] = {}
-        self._numbers = itertools.count()
+        # Of this connection alone: the ports of an earlier one, of a carreld of the same pid too, may have tasks.
+        self._idents = (f"port{number}-{secrets.token_hex(4)}" for number in itertools.count())
         self._listener = EventListener(names=("VSERPORT_CHANGE",))
         self._client.register_listener(self._listener)
         self._background: set[asyncio.Task[None]] = set()
@@ -74,7 +75,7 @@ class Monitor:
         """
         async with self._lock:
             for _ in range(PORT_TRIES):
-                ident = f"port{next(self._numbers)}-{os.getpid()}"
+                ident = next(self._idents)
                 opened = self._open[ident] = asyncio.Event()
                 ours, theirs = socket.socketpair()
                 try:
