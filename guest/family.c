@@ -79,6 +79,33 @@ static bool is_ours(const struct processes *all, pid_t pid)
 	return false;
 }
 
+static bool takes_by_default(pid_t pid, int signal_number)
+{
+	char path[64];
+	char line[128];
+	unsigned long long mask = 0;
+	bool found = false;
+	bool by_default = true;
+	snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+	FILE *status = fopen(path, "re");
+	while (status != NULL && fgets(line, sizeof line, status) != NULL)
+		if (sscanf(line, "SigIgn: %llx", &mask) == 1 || sscanf(line, "SigCgt: %llx", &mask) == 1) {
+			found = true;
+			by_default = by_default && (mask >> (signal_number - 1) & 1) == 0;
+		}
+	if (status != NULL)
+		fclose(status);
+	return found && by_default;
+}
+
+/* Under slurmstepd TSTP stops a task. A session's processes have no parent beside them that could let them go on, so
+ * the kernel would pass over it. */
+static void signal_one(pid_t pid, int signal_number)
+{
+	bool stops = signal_number == SIGTSTP && takes_by_default(pid, SIGTSTP);
+	kill(pid, stops ? SIGSTOP : signal_number);
+}
+
 static void signal_descendants(int signal_number)
 {
 	struct processes all = all_processes();
@@ -93,7 +120,7 @@ static void signal_descendants(int signal_number)
 	}
 	for (size_t i = 0; i < all.count; i++)
 		if (all.list[i].ours)
-			kill(all.list[i].pid, signal_number);
+			signal_one(all.list[i].pid, signal_number);
 	free(all.list);
 }
 
@@ -104,7 +131,7 @@ static void signal_cgroup(const char *directory, int signal_number)
 	snprintf(path, sizeof path, "%s/cgroup.procs", directory);
 	FILE *list = fopen(path, "re");
 	while (list != NULL && fscanf(list, "%d", &pid) == 1)
-		kill(pid, signal_number);
+		signal_one(pid, signal_number);
 	if (list != NULL)
 		fclose(list);
 }

@@ -4,9 +4,17 @@ import signal
 
 import pytest
 
+from carrel.process import process_state
+from carrel.testing.guests import wait_for
 from carrel.testing.relay import RelayNode
 
 LOOP = "echo up; while :; do sleep 0.02; done"
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process: ``S`` sleeps, ``T`` is stopped."""
+    state = process_state(pid)
+    return state[0] if state else ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGRTMIN + 1, signal.SIGHUP])
@@ -29,6 +37,22 @@ def test_stop_and_continue_reach_every_process(node: RelayNode) -> None:
         task.stdout.readline()
         task.send_signal(signal.SIGCONT)
         assert task.wait(10) == 4
+
+
+def test_tstp_stops_a_command_that_does_not_handle_it_until_it_is_continued(node: RelayNode) -> None:
+    with node.spawn("sh", "-c", "echo $$; exec sleep 60") as task:
+        command = int(task.stdout.readline())
+        task.send_signal(signal.SIGTSTP)
+        wait_for(lambda: state_of(command) == "T", timeout_s=10)
+        task.send_signal(signal.SIGCONT)
+        wait_for(lambda: state_of(command) == "S", timeout_s=10)
+
+
+def test_tstp_is_left_to_a_command_that_handles_it(node: RelayNode) -> None:
+    with node.spawn("sh", "-c", "trap 'exit 6' TSTP; sleep 60 & echo up; wait") as task:
+        task.stdout.readline()
+        task.send_signal(signal.SIGTSTP)
+        assert task.wait(10) == 6
 
 
 def test_term_reaches_the_children_of_a_batch_script_too(node: RelayNode) -> None:
