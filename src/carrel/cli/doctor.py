@@ -77,7 +77,8 @@ def _carreld(settings: Config, node: str) -> Iterator[Check]:
         return
     yield _ok(f"node {node}: carreld {report.facts.version} answers at {where}")
     for fault in report.facts.faults:
-        yield _problem(f"node {node}: {fault}", f"repair it, then: carrel node check {node}")
+        what = fault if fault.startswith(f"node {node} ") else f"node {node}: {fault}"
+        yield _problem(what.removesuffix(", see: carrel node check"), f"repair it, then: carrel node check {node}")
     if report.facts.accelerator:
         yield _ok(
             f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
