@@ -393,7 +393,14 @@ def test_the_guest_of_a_run_whose_processes_may_live_stays(word: str) -> None:
 
 def test_the_guest_of_a_run_that_is_over_goes_at_once() -> None:
     assert swept(guest(age_s=0.0), run_is("ended", "COMPLETED"))
-    assert swept(guest(age_s=0.0), run_is("held"))
+    assert swept(guest(age_s=0.0, tasks=0), run_is("held"))
+
+
+@pytest.mark.parametrize("state", ["pending", "held"])
+def test_the_guest_of_tasks_that_run_on_stays_though_a_crashed_slurmctld_calls_their_job_pending(
+    state: JobState,
+) -> None:
+    assert not swept(guest(), run_is(state))
 
 
 def test_a_guest_whose_run_slurm_does_not_list_goes_once_it_is_old_enough() -> None:

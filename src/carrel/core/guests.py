@@ -3,11 +3,15 @@
 import re
 from collections.abc import Collection, Sequence
 
+import msgspec
+
 from carrel.config import Guests
+from carrel.core.lifecycle import DestroyGuest, next_actions
 from carrel.core.mounts import default_mounts, merge_mounts, parse_mount
 from carrel.errors import NodeFaultError, RefusedError
 from carrel.model.guest import Guest, GuestRequest, GuestSpec, Per
 from carrel.model.job import Job, JobKey
+from carrel.model.lien import WAIVED
 from carrel.model.task import Person, Task
 
 __all__ = [
@@ -217,7 +221,7 @@ def orphans(
     grace_s: float,
     finished: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Return the names of the guests that the sweep destroys.
+    """Return the names of the guests that the sweep destroys: those whose run's plan says so.
 
     A look at Slurm that failed has no ``jobs`` to pass, so nothing is swept on it.
 
@@ -228,14 +232,20 @@ def orphans(
         grace_s: A guest younger than this may have a job that Slurm does not list yet, or an owner not yet noted.
         finished: Names of the guests per task that the daemon saw their task leave.
     """
-    runs = {job.key: living(job) for job in jobs}
+    runs = {job.key: job for job in jobs}
 
     def orphaned(guest: Guest) -> bool:
         young = now_s - guest.started_s < grace_s
         if guest.run is None or guest.run not in runs:
             return not young
-        if not runs[guest.run]:
+        job = runs[guest.run]
+        if living(job):  # also while it is COMPLETING, which the plan would take for its end
+            job = msgspec.structs.replace(job, state="running")
+        if any(isinstance(action, DestroyGuest) for action in next_actions(job, WAIVED, guest)):
             return True
+        if job.state in {"pending", "held"}:
+            # Requeued. But a slurmctld that crashed may call a job pending whose tasks still run.
+            return guest.tasks == 0
         if guest.per == "job":
             return False
         # After a restart the daemon saw nobody leave: a guest per task that stays empty was left.
