@@ -25,6 +25,8 @@ from carrel.slurm.client import SlurmClient
 _LOG = logging.getLogger("carrelctld")
 _ADDRESSES_KEPT_S = 60.0
 _MISSED_REPORTS_MAX = 3
+_FIRST_REPORTS = 1.5
+"""Periods after which every node that lives has reported to a new controller: it tries again once a period at least."""
 _BACKLOG = 128
 
 
@@ -130,7 +132,7 @@ class Controller:
     async def _keep_maps(self) -> None:
         """Write maps as guests change. What an earlier controller wrote waits until each node could report."""
         loop = asyncio.get_running_loop()
-        sweep_at_s: float | None = loop.time() + self._silent_after_s
+        sweep_at_s: float | None = loop.time() + _FIRST_REPORTS * self._settings.node.report_period_s
         while True:
             try:
                 async with asyncio.timeout_at(sweep_at_s):
