@@ -132,12 +132,22 @@ static void add_environment(struct records *start)
 {
 	static const char guest_prefix[] = "CARREL_GUEST_LD_";
 	for (char **entry = environ; *entry != NULL; entry++) {
-		if (strncmp(*entry, "CARREL_ENTER_", 13) == 0)
+		if (strncmp(*entry, "CARREL_ENTER_", 13) == 0 || strncmp(*entry, "CARREL_GUEST_CWD=", 17) == 0)
 			continue;
 		/* The runner of a call from inside renamed it, so that it would not hit the host's srun. */
 		bool renamed = strncmp(*entry, guest_prefix, sizeof guest_prefix - 1) == 0;
 		records_add(start, "env", "%s", renamed ? *entry + strlen("CARREL_GUEST_") : *entry);
 	}
+}
+
+/* The srun that was called in a directory of the guest alone ran in /tmp instead; the first cwd of START counts. */
+static void add_guest_directory(struct records *start)
+{
+	const char *directory = variable("CARREL_GUEST_CWD", NULL);
+	char *here = getcwd(NULL, 0);
+	if (directory != NULL && here != NULL && strcmp(here, "/tmp") == 0)
+		records_add(start, "cwd", "%s", directory);
+	free(here);
 }
 
 static void add_script(struct records *start, const char *path)
@@ -166,6 +176,7 @@ static void add_script(struct records *start, const char *path)
 static struct records describe(const struct task *task, bool is_pty)
 {
 	struct records start = {0};
+	add_guest_directory(&start);
 	client_describe(&start, is_pty);
 	for (char **word = task->argv; *word != NULL; word++)
 		records_add(&start, "argv", "%s", *word);

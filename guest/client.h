@@ -31,7 +31,7 @@ struct client {
 	void (*take_polls)(struct client *client, const struct pollfd *set, size_t count);
 };
 
-enum { CLIENT_POLL_MAX = 64 };
+enum { CLIENT_POLL_MAX = 256 };
 
 void client_block_signals(void);
 /* A pidfd of who started this process: readable when that is dead. -1 where the kernel has none. */

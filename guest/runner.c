@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -83,6 +84,23 @@ static void change_environment(struct command *command)
 	command->environ = kept;
 }
 
+/* Where srun is called is where its tasks start. A directory of the guest alone is not the host's to enter, so it
+ * travels beside srun, for the tasks that find it in their guests. */
+static void carry_directory(struct command *command)
+{
+	static char entry[PATH_MAX + 32];
+	size_t count = 0;
+	if (command->cwd == NULL || chdir(command->cwd) == 0)
+		return;
+	snprintf(entry, sizeof entry, "CARREL_GUEST_CWD=%s", command->cwd);
+	while (command->environ[count] != NULL)
+		count++;
+	command->environ = must_have(realloc(command->environ, (count + 2) * sizeof *command->environ));
+	command->environ[count] = entry;
+	command->environ[count + 1] = NULL;
+	command->cwd = "/tmp";
+}
+
 static const char *check(struct command *command)
 {
 	const char *name = strrchr(command->argv[0], '/');
@@ -96,6 +114,8 @@ static const char *check(struct command *command)
 	/* Its own sentences begin with the name that the user called it by. */
 	command->path = here.command;
 	change_environment(command);
+	if (strcmp(name, "srun") == 0)
+		carry_directory(command);
 	return NULL;
 }
 

@@ -42,11 +42,12 @@ srun -l sh -c 'echo "$SLURMD_NODENAME $GREETING"' | sort > labelled
 srun -N1 -n1 sh -c 'exit 5'; echo "$?" > exit-one
 srun sh -c 'exit "$SLURM_PROCID"'; echo "$?" > exit-two
 srun -N1 -n1 sh -c 'kill -9 $$'; echo "$?" > killed
-srun -N1 -n1 -w c1 no-such-command 2> no-command; echo "$?" >> no-command; sort -o no-command no-command
+srun -Q -N1 -n1 -w c1 no-such-command 2> no-command; echo "$?" >> no-command; sort -o no-command no-command
 srun -N1 -n1 cat <<< "a here string" > inner-here
 head -c 300000 /dev/zero | tr '\\0' x | srun -N1 -n1 cat | wc -c > inner-pipe
 srun -N1 -n1 sh -c 'echo out; echo err >&2' > inner-out 2> inner-err
 LD_LIBRARY_PATH=/nowhere srun -N1 -n1 sh -c 'echo "$LD_LIBRARY_PATH"' > inner-library
+place=$(mktemp -d); ( cd "$place"; srun -N1 -n1 -w c1 pwd 2>&1 ) > only; echo "$place" >> only; rmdir "$place"
 exit 7
 """
 
@@ -121,6 +122,11 @@ def test_srun_in_a_script_runs_its_tasks_in_the_guests_of_all_nodes(inside: Ran)
 
 def test_a_variable_that_the_script_exports_reaches_the_tasks_of_its_srun(inside: Ran) -> None:
     assert inside["labelled"] == "0: c1 from the script\n1: c2 from the script\n"
+
+
+def test_srun_starts_its_tasks_in_a_directory_that_is_the_guests_alone(inside: Ran) -> None:
+    where, called_in = inside["only"].splitlines()
+    assert where == called_in
 
 
 def test_the_guests_libraries_are_named_to_its_tasks_and_not_to_the_hosts_srun(inside: Ran) -> None:

@@ -108,6 +108,14 @@ def test_a_call_runs_in_the_callers_directory(guest: Guest) -> None:
     assert guest.run(f"cd {guest.host} && squeue").stdout.decode() == f"{guest.host}\n"
 
 
+def test_a_task_starts_in_the_guests_directory_that_srun_handed_on(guest: Guest, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    done = guest.node.enter(
+        "sh", "-c", "pwd; env | grep -c CARREL_GUEST_CWD", cwd=Path("/tmp"), env={"CARREL_GUEST_CWD": str(tmp_path)}
+    )
+    assert done.stdout.decode().splitlines() == [str(tmp_path), "0"]
+
+
 def test_a_large_stream_survives_a_call(guest: Guest) -> None:
     guest.on_the_host("srun", "cat")
     done = guest.run("head -c 5000000 /dev/zero | srun | sha256sum; head -c 5000000 /dev/zero | sha256sum")
