@@ -338,7 +338,7 @@ class Door:
         await self.end_guest(guest, f"asked for by uid {uid}")
 
     async def _one(self, name: str) -> Guest:
-        for driver in self._node.drivers.values():
+        for driver in list(self._node.drivers.values()):
             for guest in await driver.guests():
                 if guest.name == name:
                     return guest

@@ -95,10 +95,18 @@ class Node:
             images=self.images,
         )
 
+    def adopt(self) -> None:
+        """Load the drivers whose guests an earlier carreld left here, also those that only a user asked for."""
+        for directory in sorted(self.directory.glob("guests-*")):
+            try:
+                self.driver(directory.name.removeprefix("guests-"))
+            except NodeFaultError as error:
+                self.journal.add("node-fault", f"{directory} cannot be looked after: {error}")
+
     async def report(self) -> NodeReport:
         """Return everything that is known, as the controller and ``carrel node show`` get it."""
         guests = []
-        for driver in self.drivers.values():
+        for driver in list(self.drivers.values()):  # one may be loaded while another looks
             guests += list(await driver.guests())
         counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
@@ -147,6 +155,7 @@ class Node:
     async def run(self) -> None:
         """Do everything, until a signal."""
         self.driver()
+        self.adopt()
         sweep = Sweep(self)
         works = [self.serve(), self.reporter.run(), sweep.run(), self.check()]
         tasks = [asyncio.ensure_future(work) for work in works]
