@@ -26,7 +26,7 @@ _FILES = {
     "what a job asked for": "nodes/*/jobs/*",
     "who is inside a guest": "nodes/*/inside/*",
     "map": "maps/*",
-    "socket of a step": "spool/*/*_[0-9]*.*",
+    "socket of a step": "spool/*/*_[0-9]*.*[0-9]",
 }
 
 
@@ -69,7 +69,7 @@ def pid_of(box: Sandbox, job_id: int, name: str) -> Pid | None:
     tasks = [int(path.name) for path in inside.glob("*")]
     if not tasks:
         return None
-    return _pid(tasks[0] if name == "enter" else _parent(tasks[0]))
+    return _pid(tasks[0]) if name == "enter" else _stepd_of(tasks[0])
 
 
 def _written(path: Path, name: str) -> Pid | None:
@@ -89,8 +89,14 @@ def _pid(number: int) -> Pid | None:
     return Pid(number, state[1]) if state else None
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _stepd_of(task: int) -> Pid | None:
+    """Return a task's slurmstepd; None where the task, or it, is gone: then the task is another's child."""
+    try:
+        parent = int(Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[1])
+        is_stepd = Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd")
+    except OSError:
+        return None
+    return _pid(parent) if is_stepd else None
 
 
 def _processes(box: Sandbox) -> Iterator[str]:
@@ -119,8 +125,7 @@ def _mounts(box: Sandbox) -> Iterator[str]:
 def _cgroups(nodes: Sequence[str]) -> Iterator[str]:
     for node in nodes:
         for path in _CGROUPS.glob(f"*/slurm_{node}/uid_*"):
-            inner = [str(inner.relative_to(path)) for inner in path.rglob("*") if inner.is_dir()]
-            yield f"cgroup: {path} {' '.join(inner)}"
+            yield from (f"cgroup: {inner}" for inner in (path, *path.rglob("*")) if inner.is_dir())
 
 
 def _slots(box: Sandbox) -> Iterator[str]:
