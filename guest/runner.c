@@ -90,14 +90,23 @@ static void carry_directory(struct command *command)
 {
 	static char entry[PATH_MAX + 32];
 	size_t count = 0;
-	if (command->cwd == NULL || chdir(command->cwd) == 0)
-		return;
 	snprintf(entry, sizeof entry, "CARREL_GUEST_CWD=%s", command->cwd);
 	while (command->environ[count] != NULL)
 		count++;
 	command->environ = must_have(realloc(command->environ, (count + 2) * sizeof *command->environ));
 	command->environ[count] = entry;
 	command->environ[count + 1] = NULL;
+}
+
+static void choose_directory(struct command *command, const char *name)
+{
+	if (command->cwd == NULL || chdir(command->cwd) == 0)
+		return;
+	/* These look for files in it, so their user must read that they look elsewhere. */
+	if (strcmp(name, "sbatch") == 0 || strcmp(name, "sbcast") == 0)
+		return;
+	if (strcmp(name, "srun") == 0)
+		carry_directory(command);
 	command->cwd = "/tmp";
 }
 
@@ -114,8 +123,7 @@ static const char *check(struct command *command)
 	/* Its own sentences begin with the name that the user called it by. */
 	command->path = here.command;
 	change_environment(command);
-	if (strcmp(name, "srun") == 0)
-		carry_directory(command);
+	choose_directory(command, name);
 	return NULL;
 }
 

@@ -47,7 +47,9 @@ srun -N1 -n1 cat <<< "a here string" > inner-here
 head -c 300000 /dev/zero | tr '\\0' x | srun -N1 -n1 cat | wc -c > inner-pipe
 srun -N1 -n1 sh -c 'echo out; echo err >&2' > inner-out 2> inner-err
 LD_LIBRARY_PATH=/nowhere srun -N1 -n1 sh -c 'echo "$LD_LIBRARY_PATH"' > inner-library
-place=$(mktemp -d); ( cd "$place"; srun -N1 -n1 -w c1 pwd 2>&1 ) > only; echo "$place" >> only; rmdir "$place"
+place=$(mktemp -d)
+( cd "$place"; srun -N1 -n1 -w c1 pwd; squeue -h -j "$SLURM_JOB_ID" -o %A ) > only 2>&1
+echo "$place $SLURM_JOB_ID" >> only; rmdir "$place"
 exit 7
 """
 
@@ -125,8 +127,8 @@ def test_a_variable_that_the_script_exports_reaches_the_tasks_of_its_srun(inside
 
 
 def test_srun_starts_its_tasks_in_a_directory_that_is_the_guests_alone(inside: Ran) -> None:
-    where, called_in = inside["only"].splitlines()
-    assert where == called_in
+    where, listed, called_in = inside["only"].splitlines()
+    assert f"{where} {listed}" == called_in
 
 
 def test_the_guests_libraries_are_named_to_its_tasks_and_not_to_the_hosts_srun(inside: Ran) -> None:
