@@ -101,13 +101,16 @@ def test_what_ends_while_carreld_is_dead_is_gone_soon_after(box: Sandbox, user: 
     nothing_left(box)
 
 
-def test_a_guest_whose_carreld_dies_while_it_boots_is_gone_soon_after(box: Sandbox, user: User) -> None:
-    job_id, _ = submit(box, SLEEP, *GUEST, user=user)
+def test_a_job_whose_carreld_dies_while_its_guest_boots_runs_all_the_same_and_leaves_nothing(
+    box: Sandbox, user: User
+) -> None:
+    job_id, place = submit(box, "#!/bin/sh\necho ran on $(uname -r)\n", *GUEST, user=user)
     wait_for(lambda: bool(list(box.dir.glob(f"nodes/*/guests/{job_id}.*"))))
-    node = node_of(box, job_id)
-    box.restart(f"carreld@{node}", signal.SIGKILL)
-    wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+    box.restart(f"carreld@{node_of(box, job_id)}", signal.SIGKILL)
+    state = await_end(box, job_id)
     nothing_left(box)
+    assert state == "COMPLETED"
+    assert (place / "out").read_text().splitlines()[-1].startswith("ran on ")
 
 
 def test_a_job_that_is_cancelled_while_its_slurmd_is_dead_leaves_nothing(box: Sandbox, user: User) -> None:
