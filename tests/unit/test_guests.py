@@ -12,6 +12,7 @@ from carrel.core.guests import (
     orphans,
     passwd_lines,
     refuse_other_image,
+    refuse_other_mounts,
     resolve,
 )
 from carrel.core.mounts import default_mounts, merge_mounts, parse_mount
@@ -220,6 +221,18 @@ def test_a_step_in_another_image_than_its_jobs_is_refused() -> None:
 @pytest.mark.parametrize("has_hash", ["", "a"])
 def test_a_step_in_its_jobs_image_by_any_name_or_in_the_first_one_is_fine(has_hash: str) -> None:
     refuse_other_image(job_id=7, asked="latest", asked_hash="a", has="debian12", has_hash=has_hash)
+
+
+def test_a_step_cannot_have_a_directory_that_its_jobs_guest_was_made_without() -> None:
+    job, step = spec(), spec(GuestRequest(image="debian12", mounts=("/data:/data:ro",)))
+    with pytest.raises(RefusedError, match="--guest-mount=/data: job 7 runs in a guest that was made without it"):
+        refuse_other_mounts(step, job.mounts)
+
+
+def test_a_step_in_another_directory_enters_the_guest_that_is_there_and_so_does_one_that_asks_for_what_it_has() -> None:
+    job = spec(GuestRequest(image="debian12", mounts=("/data", "/more:ro")))
+    refuse_other_mounts(spec(task=Task(step="1", cwd="/elsewhere")), job.mounts)
+    refuse_other_mounts(spec(GuestRequest(image="debian12", mounts=("/data/",))), job.mounts)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from carrel.config import Guests
 from carrel.core.lifecycle import DestroyGuest, next_actions
 from carrel.core.mounts import default_mounts, merge_mounts, parse_mount
 from carrel.errors import NodeFaultError, RefusedError
-from carrel.model.guest import Guest, GuestRequest, GuestSpec, Per
+from carrel.model.guest import Guest, GuestRequest, GuestSpec, Mount, Per
 from carrel.model.job import Job, JobKey
 from carrel.model.lien import WAIVED
 from carrel.model.task import Person, Task
@@ -24,6 +24,7 @@ __all__ = [
     "parse_mount",  # of mounts; whoever reads a request reads its mounts
     "passwd_lines",
     "refuse_other_image",
+    "refuse_other_mounts",
     "resolve",
 ]
 
@@ -79,6 +80,20 @@ def refuse_other_image(*, job_id: int, asked: str, asked_hash: str, has: str, ha
         raise RefusedError(
             f"job {job_id} runs in a guest of image '{has}', so a step of it cannot have '{asked}'; "
             "leave --guest out of the step, or submit a job of its own"
+        )
+
+
+def refuse_other_mounts(wanted: GuestSpec, has: Collection[Mount]) -> None:
+    """Refuse a step that names a directory which its job's guest was made without; one is only mounted at the start.
+
+    Raises:
+        RefusedError: ``has``, the guest's mounts, lacks one that the user named.
+    """
+    missing = [mount for mount in wanted.asked_mounts if mount not in has]
+    if missing:
+        raise RefusedError(
+            f"--guest-mount={missing[0].source}: job {wanted.run.job_id} runs in a guest that was made without it; "
+            "give it to the job (sbatch, salloc) or to its first step"
         )
 
 
@@ -141,6 +156,7 @@ def resolve(
         home=person.home,
         shell=person.shell,
         mounts=merge_mounts(asked, defaults),
+        asked_mounts=tuple(asked),
         root=request.root,
         boot_timeout_s=settings.boot_timeout_s if request.boot_timeout_s is None else request.boot_timeout_s,
         step=task.step if per == "task" else "",

@@ -56,6 +56,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     home: str = "/"
     shell: str = "/bin/sh"
     mounts: tuple[Mount, ...] = ()
+    asked_mounts: tuple[Mount, ...] = ()
+    """Those of ``mounts`` that the user named; a guest without them is not the one that was asked for."""
     root: bool = False
     boot_timeout_s: float = 120.0
     step: str = ""

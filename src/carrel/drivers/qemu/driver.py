@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from carrel import config
+from carrel.core.guests import refuse_other_mounts
 from carrel.drivers.qemu import accelerator, cgroups, launch
 from carrel.drivers.qemu.command import Accelerator
 from carrel.drivers.qemu.control import Control, identity
@@ -83,7 +84,10 @@ class QemuDriver:
             self._starting[spec.name] = task
             task.add_done_callback(lambda _: self._starting.pop(spec.name, None))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
+        guest = await asyncio.shield(task)
+        if record := self._directory(spec.name).read():
+            refuse_other_mounts(spec, record.spec.mounts)
+        return guest
 
     async def destroy(self, name: str) -> None:
         task = self._ending.get(name)
