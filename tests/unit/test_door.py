@@ -17,8 +17,9 @@ from carrel.daemons.door import Door
 from carrel.daemons.journal import Journal
 from carrel.daemons.peers import Peers
 from carrel.errors import NodeFaultError, RefusedError
+from carrel.model.guest import Agent
 from carrel.model.report import Event
-from carrel.testing.daemons import a_report
+from carrel.testing.daemons import a_guest, a_report
 
 
 class ANode:
@@ -156,3 +157,40 @@ def test_a_peer_that_speaks_on_counts_as_gone_or_reading_it_would_take_every_tur
             await story(ours, node)
 
     asyncio.run(both())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_counts_as_inside_while_it_enters_and_no_longer_when_it_could_not(fails: bool) -> None:  # noqa: FBT001  # a case
+    seen: list[set[int]] = []
+
+    class Everything:
+        """The driver, and who is inside."""
+
+        def __init__(self) -> None:
+            self.pids: set[int] = set()
+            self.name = "c1"
+            self.inside = self
+
+        def driver(self, _: str) -> "Everything":
+            return self
+
+        def add(self, _: str, pid: int) -> None:
+            self.pids.add(pid)
+
+        def remove(self, _: str, pid: int) -> None:
+            self.pids.discard(pid)
+
+        async def enter(self, name: str, port: str) -> Agent:
+            seen.append(set(self.pids))
+            if fails:
+                raise RefusedError(f"guest {name} takes no port {port}")
+            return Agent(fd=-1)
+
+    async def story() -> set[int]:
+        node: Any = Everything()
+        with contextlib.suppress(RefusedError):
+            await Door(node, Peers(1))._entry(a_guest(), 7)
+        return set(node.pids)
+
+    assert asyncio.run(story()) == (set() if fails else {7})
+    assert seen == [{7}]

@@ -445,3 +445,9 @@ def test_a_guest_per_task_that_stays_empty_goes_unless_it_is_young_or_starting()
     assert not swept(guest(per_task=True, tasks=0, age_s=9.0), run_is("running"))
     assert not swept(guest(per_task=True, tasks=0, state="starting"), run_is("running"))
     assert not swept(guest(per_task=True, tasks=1), run_is("running"))
+
+
+def test_a_guest_per_task_that_took_long_to_boot_is_not_gone_before_its_task_enters() -> None:
+    slow = msgspec.structs.replace(guest(per_task=True, tasks=0, age_s=60.0), ready_s=NOW_S - 2.0)
+    assert not swept(slow, run_is("running"))
+    assert swept(msgspec.structs.replace(slow, ready_s=NOW_S - 20.0), run_is("running"))

@@ -264,8 +264,10 @@ def orphans(
             return guest.tasks == 0
         if guest.per == "job":
             return False
-        # After a restart the daemon saw nobody leave: a guest per task that stays empty was left.
-        empty = guest.state != "starting" and guest.tasks == 0 and not young
+        # After a restart the daemon saw nobody leave: a guest per task that stays empty was left. However long it
+        # took to boot, its task is given some time to enter.
+        fresh = now_s - (guest.ready_s or guest.started_s) < grace_s
+        empty = guest.state != "starting" and guest.tasks == 0 and not fresh
         return guest.name in finished or empty
 
     return tuple(guest.name for guest in guests if orphaned(guest))

@@ -16,9 +16,9 @@ import msgspec
 from carrel import wire
 from carrel.core import guests as decide
 from carrel.daemons import people, requests
-from carrel.daemons.peers import Peers, heard, refuse, tell
+from carrel.daemons.peers import Peers, heard, refuse, tell, tell_json
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
-from carrel.model.guest import Agent, Guest, GuestRequest, GuestSpec
+from carrel.model.guest import Agent, Entry, Guest, GuestRequest, GuestSpec
 from carrel.model.job import Job
 from carrel.model.report import Event, NodeReport
 from carrel.model.task import Task
@@ -86,11 +86,11 @@ class Door:
                 _require_root(uid)
                 await tell(connection, await self._epilog(message))
             case "status":
-                await _send_json(connection, _shown(await self._node.report(), self._node.journal.all(), uid))
+                await tell_json(connection, _shown(await self._node.report(), self._node.journal.all(), uid))
             case "list":
-                await _send_json(connection, _visible((await self._node.report()).guests, uid))
+                await tell_json(connection, _visible((await self._node.report()).guests, uid))
             case "show" | "map":
-                await _send_json(connection, await self._named(message, uid))
+                await tell_json(connection, await self._named(message, uid))
             case "destroy":
                 await self._destroy(message, uid)
                 await tell(connection, {"status": "ok"})
@@ -139,16 +139,13 @@ class Door:
             guest = await self._ready(connection, spec, driver_name)
             if guest is None:
                 return  # the task is gone; its guest goes with its job, or below
-            entry = await self._node.driver(driver_name).enter(guest.name, next(self._ports))
+            entry = await self._entry(guest, pid)
         except NodeFaultError as error:
             await self._node_fault(job_id, task, error)
             raise
         except CarrelError as error:
             self._node.journal.add("refused", str(error), job_id=job_id, uid=uid)
             raise
-        if not isinstance(entry, Agent):
-            raise RefusedError(f"guest {guest.name} is a node of its own and cannot be entered")
-        self._node.inside.add(guest.name, pid)
         with contextlib.suppress(ConnectionError):  # it may leave at any moment; what follows is due all the same
             try:
                 await tell(connection, _entered(spec, guest, self._node.config.slurm.bin_dir), fd=entry.fd)
@@ -161,6 +158,15 @@ class Door:
         self._node.reporter.poke()
         if guest.per == "task":
             await self.end_guest(guest, "its task has ended")
+
+    async def _entry(self, guest: Guest, pid: int) -> Agent:
+        """Return a task's way in. It counts as inside from here on, or its guest could be swept as an empty one."""
+        self._node.inside.add(guest.name, pid)
+        try:
+            return _agent(await self._node.driver(guest.driver).enter(guest.name, next(self._ports)), guest)
+        except BaseException:
+            self._node.inside.remove(guest.name, pid)
+            raise
 
     async def _resolve(
         self, message: wire.Message, job_id: int, task: Task, *, pid: int, uid: int
@@ -297,9 +303,7 @@ class Door:
         ident = message.get("id")
         if not ident.isalnum() or not ident.isascii() or len(ident) > IDENT_MAX:
             raise RefusedError(f"id={ident[:IDENT_MAX]!a}: must be at most {IDENT_MAX} letters and digits")
-        entry = await self._node.driver(guest.driver).enter(guest.name, f"carrel.r.{ident}")
-        if not isinstance(entry, Agent):
-            raise RefusedError(f"guest {guest.name} is a node of its own and needs no relay")
+        entry = _agent(await self._node.driver(guest.driver).enter(guest.name, f"carrel.r.{ident}"), guest)
         try:
             await tell(connection, {"status": "ok"}, fd=entry.fd)
         finally:
@@ -350,6 +354,12 @@ class Door:
         self._node.reporter.poke()
 
 
+def _agent(entry: Entry, guest: Guest) -> Agent:
+    if not isinstance(entry, Agent):
+        raise RefusedError(f"guest {guest.name} is a node of its own and cannot be entered")
+    return entry
+
+
 def _entered(spec: GuestSpec, guest: Guest, slurm_bin: str) -> wire.Fields:
     return {
         "status": "ok",
@@ -388,7 +398,3 @@ def _require_root(uid: int) -> None:
 def _require_owner(guest: Guest, uid: int) -> None:
     if uid not in (0, guest.uid):
         raise RefusedError(f"guest {guest.name} belongs to {guest.user or guest.uid}, not to uid {uid}")
-
-
-async def _send_json(connection: socket.socket, value: object) -> None:
-    await tell(connection, {"status": "ok", "json": msgspec.json.encode(value).decode()})

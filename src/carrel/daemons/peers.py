@@ -11,6 +11,8 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 
+import msgspec
+
 from carrel import wire
 from carrel.errors import RefusedError
 
@@ -83,3 +85,8 @@ async def refuse(connection: socket.socket, sentence: str) -> None:
     """Send a sentence in place of what was asked for."""
     with contextlib.suppress(ConnectionError):
         await tell(connection, {"status": "refused", "text": sentence})
+
+
+async def tell_json(connection: socket.socket, value: object) -> None:
+    """Send what was asked for, as JSON."""
+    await tell(connection, {"status": "ok", "json": msgspec.json.encode(value).decode()})
