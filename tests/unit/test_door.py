@@ -160,7 +160,7 @@ def test_a_peer_that_speaks_on_counts_as_gone_or_reading_it_would_take_every_tur
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_task_counts_as_inside_while_it_enters_and_no_longer_when_it_could_not(fails: bool) -> None:  # noqa: FBT001  # a case
+def test_a_task_counts_as_inside_while_it_enters_and_no_longer_when_it_could_not(fails: bool) -> None:
     seen: list[set[int]] = []
 
     class Everything:
