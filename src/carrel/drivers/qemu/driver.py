@@ -118,7 +118,7 @@ class QemuDriver:
     async def enter(self, name: str, port: str) -> Entry:
         directory = self._existing(name)
         if ended := directory.end():
-            raise RefusedError(ended[1])
+            raise RefusedError(_gone_sentence(*ended))
         try:
             monitor = await self._monitor(directory)
             return Agent(fd=await monitor.add_port(port))
@@ -219,7 +219,7 @@ class QemuDriver:
                 if record is None:
                     record = await self._start(directory, spec)
                 elif ended := directory.end():
-                    raise RefusedError(record.failure or ended[1])
+                    raise RefusedError(record.failure or _gone_sentence(*ended))
                 if record.ready_s is None:
                     record = await self._introduce(directory, record)
         except TimeoutError as error:
@@ -367,6 +367,11 @@ def _failed(directory: GuestDirectory, sentence: str) -> RefusedError:
     if record := directory.read():
         directory.write(msgspec.structs.replace(record, failure=sentence))
     return RefusedError(sentence)
+
+
+def _gone_sentence(word: str, sentence: str) -> str:
+    """Return what a task is told that comes after the guest's end: in the words of ``carrel-enter``."""
+    return f"out of memory: {sentence}" if word == "oom" else f"the guest is gone: {sentence}"
 
 
 def _why_not_ready(directory: GuestDirectory, spec: GuestSpec) -> str:
