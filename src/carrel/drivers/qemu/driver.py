@@ -32,6 +32,7 @@ from carrel.process import Pid, process_state
 NAME = "qemu"
 WATCH_PERIOD_S = 0.05
 END_LOOKS = 40
+DYING_LOOKS = 10
 DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 KERNEL_MAX = 64
@@ -123,8 +124,8 @@ class QemuDriver:
             monitor = await self._monitor(directory)
             return Agent(fd=await monitor.add_port(port))
         except (UnreachableError, RefusedError) as error:
-            if reason := await self._ended(directory):
-                raise RefusedError(reason) from error
+            if ended := await self._ended(directory):
+                raise RefusedError(_gone_sentence(*ended)) from error
             raise
 
     async def suspend(self, name: str, *, suspended: bool) -> None:
@@ -348,18 +349,22 @@ class QemuDriver:
     async def _why_gone(self, directory: GuestDirectory, spec: GuestSpec, error: CarrelError) -> str:
         """Return the sentence for a guest that ended while it started."""
         ended = await self._ended(directory)
-        return f"guest of image {spec.image_name}: {directory.panic() or ended or error}; {_see(spec)}"
+        reason = ended[1] if ended else error
+        return f"guest of image {spec.image_name}: {directory.panic() or reason}; {_see(spec)}"
 
-    async def _ended(self, directory: GuestDirectory) -> str:
-        """Return why a guest is gone, or "" where it lives. Its guard writes that a moment after QEMU went."""
+    async def _ended(self, directory: GuestDirectory) -> tuple[str, str] | None:
+        """Return why a guest is gone (word, sentence), or None where it lives.
+
+        QEMU closes its sockets before it is gone, and its guard writes a moment after it went.
+        """
         qemu = directory.pids().get("qemu")
-        if qemu is not None and qemu.alive:
-            return ""
-        for _ in range(END_LOOKS):
+        for look in range(END_LOOKS):
             if ended := directory.end():
-                return ended[1]
+                return ended
+            if look >= DYING_LOOKS and qemu is not None and qemu.alive:
+                return None
             await asyncio.sleep(WATCH_PERIOD_S)
-        return ""
+        return ("killed", "qemu is gone, and its guard with it") if qemu is not None and not qemu.alive else None
 
 
 def _failed(directory: GuestDirectory, sentence: str) -> RefusedError:
