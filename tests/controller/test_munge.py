@@ -32,10 +32,12 @@ def munged() -> Iterator[Path]:
     files = [f"--{name}={where / file}" for name, file in (("socket", "s"), ("key-file", "key"), ("pid-file", "pid"))]
     logs = [f"--log-file={where / 'log'}", f"--seed-file={where / 'seed'}"]
     process = subprocess.Popen(["munged", "-F", *files, *logs], stdin=subprocess.DEVNULL)
-    wait_for((where / "s").exists, "munged listens")
-    yield where
-    process.terminate()
-    process.wait(10)
+    try:
+        wait_for((where / "s").exists, "munged listens", timeout_s=60)
+        yield where
+    finally:
+        process.terminate()
+        process.wait(10)
     shutil.rmtree(where)
 
 
