@@ -112,9 +112,9 @@ def test_a_task_that_ended_long_ago_ends_its_step_where_that_is_asked_for(
 
 def _batch(box: Sandbox, user: User, script: str, *options: str) -> tuple[str, str, str]:
     """Return state, exit code and output of a batch job."""
-    done = box.run(
-        ["sbatch", "--parsable", "--output=%j.out", *options, "--wrap", script], user=user.name, cwd=user.home
-    )
+    name = f"{box.dir.name}.{{}}.out"
+    words = ["sbatch", "--parsable", f"--output={name.format('%j')}", *options, "--wrap", script]
+    done = box.run(words, user=user.name, cwd=user.home)
     assert done.returncode == 0, done.stderr
     job_id = int(done.stdout)
     wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
@@ -122,7 +122,7 @@ def _batch(box: Sandbox, user: User, script: str, *options: str) -> tuple[str, s
         word.partition("=")[::2]
         for word in box.run(["scontrol", "--oneliner", "show", "job", str(job_id)]).stdout.split()
     )
-    return shown["JobState"], shown["ExitCode"], (user.home / f"{job_id}.out").read_text()
+    return shown["JobState"], shown["ExitCode"], (user.home / name.format(job_id)).read_text()
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ class Batch:
 
     def __init__(self, box: Sandbox, user: User, script: str, *options: str) -> None:
         """Submit it; see ``begun``."""
-        words = ["sbatch", "--parsable", "--nodelist=c1", "--output=%j.out", *options]
+        # Job ids begin anew with each sandbox, and what another one left in this home must not be taken for ours.
+        name = f"{box.dir.name}.{{}}.out"
+        words = ["sbatch", "--parsable", "--nodelist=c1", f"--output={name.format('%j')}", *options]
         done = box.run(words, user=user.name, cwd=user.home, stdin=f"#!/bin/bash\n{script}\n")
         assert done.returncode == 0, done.stderr
         self._box = box
         self.id = int(done.stdout)
-        self._out = user.home / f"{self.id}.out"
+        self._out = user.home / name.format(self.id)
 
     def begun(self) -> None:
         wait_for(lambda: "begun\n" in self.output())
