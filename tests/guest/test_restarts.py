@@ -1,6 +1,7 @@
 """carreld and carrelctld come and go while jobs run, and no job notices."""
 
 import json
+import secrets
 import signal
 import subprocess
 import threading
@@ -21,7 +22,7 @@ class Streaming:
     """A step that says a number every twentieth of a second, until a file appears in its directory."""
 
     def __init__(self, box: Sandbox, user: User, job_id: int) -> None:
-        self.stop = user.home / f"stop-{job_id}"
+        self.stop = user.home / f"stop-{secrets.token_hex(4)}"
         script = f"n=0; while [ ! -e {self.stop} ]; do n=$((n+1)); echo $n; sleep 0.05; done; echo last $n"
         self._words = ["srun", f"--jobid={job_id}", "--overlap", "sh", "-c", script]
         self._box, self._user = box, user
