@@ -65,7 +65,7 @@ def test_scancel_lets_the_scripts_term_trap_run_to_its_end(sandbox: Sandbox, use
     bare, guest = two_jobs(sandbox, user, TRAPPED)
     sandbox.run(["scancel", str(bare.id), str(guest.id)])
     assert guest.end() == bare.end()
-    assert "got TERM\nsaved\n" in guest.output()
+    assert "got TERM\nsaved\n" in guest.told()
 
 
 def test_scancel_ends_a_script_that_ignores_it_after_kill_wait(sandbox: Sandbox, user: User) -> None:
@@ -94,7 +94,7 @@ def test_a_time_limit_is_sigterm_first_and_then_timeout(sandbox: Sandbox, user: 
         sandbox.run(["scontrol", "update", f"JobId={job.id}", "EndTime=now"])
     assert guest.end() == bare.end()
     assert guest.state == "TIMEOUT"
-    assert "got TERM\nsaved\n" in guest.output()
+    assert "got TERM\nsaved\n" in guest.told()
 
 
 @pytest.fixture(scope="module")
