@@ -36,7 +36,7 @@ def munged() -> Iterator[Path]:
         wait_for((where / "s").exists, "munged listens", timeout_s=60)
         yield where
     finally:
-        process.terminate()
+        process.kill()  # a SIGTERM that comes just before munged accepts is not noticed until somebody connects
         process.wait(10)
     shutil.rmtree(where)
 
