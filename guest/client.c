@@ -187,6 +187,8 @@ void client_relay(struct client *client)
 		size_t parent = count++;
 		set[parent] = (struct pollfd){.fd = client->parent, .events = POLLIN};
 		size_t more = client->more_polls == NULL ? 0 : client->more_polls(client, set + count);
+		while (more > 0 && set[count + more - 1].fd < 0)
+			more--; /* poll refuses more entries than the task may open files */
 		poll(set, count + more, -1);
 		if (set[parent].revents != 0)
 			_exit(1); /* nobody is left to hear of an end, and the task must not outlive its step */
