@@ -274,6 +274,16 @@ def test_nodes_with_namespaces_have_their_own_host_names_and_addresses(root: Pat
 
 
 @needs_root
+def test_a_job_that_is_suspended_in_the_freezer_ends_with_its_sandbox(root: Path) -> None:
+    with Sandbox(dir=root, nodes=1, proctrack="cgroup", guests=False) as box:
+        assert box.run(["sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 305"]).stdout == "1\n"
+        freezer = Path(f"/sys/fs/cgroup/freezer/slurm_{box.nodes[0]}")
+        assert eventually(lambda: box.run(["scontrol", "suspend", "1"]).returncode == 0)
+        assert eventually(lambda: any(state.read_text() == "FROZEN\n" for state in freezer.rglob("freezer.state")))
+    assert not freezer.exists()
+
+
+@needs_root
 def test_jobs_under_cgroups_are_confined_and_the_cgroups_are_removed(root: Path) -> None:
     with Sandbox(dir=root, nodes=2, proctrack="cgroup", guests=False) as box:
         done = box.run(["srun", "-N1", "--mem=50", "cat", "/proc/self/cgroup"])

@@ -102,6 +102,11 @@ class Assembly:
             daemons=daemons,
         )
 
+    def thaw(self) -> None:
+        """Let suspended jobs be killed."""
+        if self._spec.proctrack == "cgroup":
+            teardown.thaw(self.place.nodes)
+
     def remove(self) -> None:
         """Remove what lies outside the directory: namespaces and cgroups."""
         if self._network:

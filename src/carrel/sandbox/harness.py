@@ -87,6 +87,8 @@ class Harness:
         # A slurmd whose epilog still runs asks carreld, then tells slurmctld: without them it tries for ten seconds.
         for prefix in ("slurmd@", "slurmctld", "carrel"):
             self._children.terminate([name for name in names if name.startswith(prefix)], timeout_s=_STOP_TIMEOUT_S)
+        if self._assembly is not None:
+            self._assembly.thaw()
         self._children.kill_descendants(spare=["munged"])
         self._children.terminate(["munged"], timeout_s=_STOP_TIMEOUT_S)
         self._end_clients()

@@ -30,6 +30,8 @@ def sweep(root: Path) -> None:
         CarrelError: something could not be ended or unmounted; the rest is gone.
     """
     facts = _facts(root)
+    if facts.cgroups:
+        teardown.thaw(facts.nodes)
     deadline = time.monotonic() + _TIMEOUT_S
     while left := _processes(root):
         if time.monotonic() > deadline:
