@@ -70,6 +70,7 @@ def place(sandbox: Sandbox, user: User) -> Place:
     secret = place.mine / "secret"
     secret.touch(mode=0o600)
     secret.write_text("of root\n")
+    (place.root / "door").symlink_to("data")
     (place.mine / "absolute").symlink_to(place.outside / "plain")
     (place.mine / "upward").symlink_to("../outside/plain")
     (place.mine / "key").symlink_to(sandbox.layout.munge_key)
@@ -82,6 +83,7 @@ def mounts(place: Place) -> list[str]:
         f"--guest-mount={place.data}:/data:ro",
         f"--guest-mount={place.mine}:/data/sub",
         f"--guest-mount={place.data}/input:/opt/one/file",
+        f"--guest-mount={place.root}/door:/linked:ro",
     ]
 
 
@@ -180,6 +182,10 @@ def test_a_single_file_can_be_mounted(plain: Guest) -> None:
     assert plain.sh("cat /opt/one/file; stat -c %F /opt/one/file") == "42\nregular file\n"
 
 
+def test_a_link_that_is_named_as_source_is_followed(plain: Guest) -> None:
+    assert plain.sh("cat /linked/input; stat -c %F /linked") == "42\ndirectory\n"
+
+
 @pytest.mark.parametrize("link", ["absolute", "upward", "key"])
 def test_a_link_that_leads_out_of_a_mount_leads_nowhere_on_the_host(rooted: Guest, link: str) -> None:
     said = rooted.sh(f"cat /mine/{link}; true")
@@ -196,8 +202,8 @@ def test_going_up_from_a_mount_stays_in_the_guest(rooted: Guest, place: Place) -
 def test_nothing_of_the_host_is_seen_but_what_was_mounted(rooted: Guest, place: Place) -> None:
     said = rooted.sh("awk '$3 == \"9p\" { print $2 }' /proc/mounts | sort; ls -A /run/carrel/stage | sort")
     home = str(rooted.user.home)
-    shown = ["/data", "/data/sub", home, "/mine", "/opt/one/file", "/run/carrel/stage"]
-    assert said.split() == [*sorted(shown), *(str(index) for index in range(5))]
+    shown = ["/data", "/data/sub", home, "/linked", "/mine", "/opt/one/file", "/run/carrel/stage"]
+    assert said.split() == [*sorted(shown), *(str(index) for index in range(6))]
     assert "No such file" in rooted.sh(f"ls {place.root}")
 
 
@@ -239,6 +245,7 @@ def test_the_working_directory_is_there_wherever_it_is(sandbox: Sandbox, user: U
         ("{mine}:/a/../b", "carrel: --guest-mount={mine}:/a/../b: the target must not contain '..'"),
         ("{mine}:/a:rw", "carrel: --guest-mount={mine}:/a:rw: 'rw' is neither 'ro' nor an absolute path"),
         ("{mine}/secret", "carrel: --guest-mount={mine}/secret: Permission denied"),
+        ("/dev/null:/x", "carrel: --guest-mount=/dev/null: neither a directory nor a file"),
     ],
 )
 def test_a_mount_that_cannot_be_is_one_sentence_and_nothing_runs(

@@ -14,11 +14,13 @@ from carrel.model.task import Person
 CHECK_TIMEOUT_S = 10.0
 PATH = "/usr/bin:/bin"
 
-# `stat` follows the path with the user's own rights; a directory must also let them in.
+# `stat` follows the path with the user's own rights; a directory must also let them in, a file be readable.
 _REACH = """i=0
 for path; do
     if ! why=$(stat -L -- "$path" 2>&1 >/dev/null); then printf "%s %s\\n" "$i" "$why"
-    elif [ -d "$path" ] && [ ! -x "$path" ]; then printf "%s : Permission denied\\n" "$i"
+    elif [ -d "$path" ]; then [ -x "$path" ] || printf "%s : Permission denied\\n" "$i"
+    elif [ ! -f "$path" ]; then printf "%s : neither a directory nor a file\\n" "$i"
+    elif [ ! -r "$path" ]; then printf "%s : Permission denied\\n" "$i"
     fi
     i=$((i + 1))
 done"""
