@@ -363,9 +363,10 @@ static void take_control(struct watch *w)
 {
 	struct pollfd now = {.fd = w->fd, .events = POLLIN | POLLOUT};
 	poll(&now, 1, 0);
+	bool was_connected = w->connected;
 	bool connected = (now.revents & POLLHUP) == 0;
 	/* carreld may have come back: it is greeted again. */
-	if (connected && !w->connected)
+	if (connected && !was_connected)
 		send_hello(w);
 	w->connected = connected;
 	relay_turn(w->relay, &(struct pollfd){.fd = w->fd, .revents = POLLIN});
@@ -375,11 +376,16 @@ static void take_control(struct watch *w)
 		unwatch(w);
 		return;
 	}
+	/* What a host says may arrive before the news that it is there. That is no end, and what was answered meanwhile
+	 * is still to be sent. */
+	bool ended = was_connected || connected || w->relay->fault != NULL;
 	w->relay->gone = false;
 	w->relay->fault = NULL;
+	w->connected = false;
+	if (!ended)
+		return;
 	w->relay->in_start = w->relay->in_end = 0;
 	w->relay->out_start = w->relay->out_end = 0;
-	w->connected = false;
 }
 
 static struct watch *add_control(int port, const char *device)

@@ -70,6 +70,18 @@ class TestQemu(DriverContract):
                 await driver.ensure(gone)
             assert await driver.guests() == []
 
+    def test_a_guest_is_heard_each_time_that_it_goes_on(self) -> None:
+        self._run(self._resumed())
+
+    async def _resumed(self) -> None:
+        async with self._driver() as (driver, _):
+            spec = self.spec("4711.5.0")
+            await driver.ensure(spec)
+            async with asyncio.timeout(25):  # one that is not heard costs 30 s
+                for _ in range(10):
+                    await driver.suspend(spec.name, suspended=True)
+                    await driver.suspend(spec.name, suspended=False)
+
     def test_a_console_is_its_users_alone(self) -> None:
         self._run(self._private())
 
