@@ -122,8 +122,7 @@ class Door:
 
     async def end_guest(self, guest: Guest, why: str) -> None:
         """Destroy one guest and say so."""
-        await self._node.driver(guest.driver).destroy(guest.name)
-        self._node.inside.forget(guest.name)
+        await self._node.end(guest)
         self._say("guest-gone", f"destroyed: {why}", guest)
 
     # -- tasks -------------------------------------------------------------------------------------------------

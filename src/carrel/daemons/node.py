@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections import OrderedDict
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -28,11 +29,14 @@ from carrel.daemons.report import Reporter
 from carrel.daemons.sweep import Sweep
 from carrel.errors import CarrelError, NodeFaultError
 from carrel.images.source import StoreImages
+from carrel.model.guest import Guest
 from carrel.model.report import NodeFacts, NodeReport
 from carrel.ports import Driver, DriverContext, LoadedDriver
 from carrel.slurm.client import SlurmClient
 
 BACKLOG = 256
+LAST_WORDS_MAX = 16
+KEPT_S = 60.0  # consoles of guests that are gone go with the reports of so long
 ACCEPT_RETRY_S = 0.2
 LOCK_TIMEOUT_S = 2.0
 """While no carreld lives, each carrel-guard takes the lock for an instant, four times a second, to see that."""
@@ -64,6 +68,7 @@ class Node:
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
         self._accelerator = ("", "")
+        self._last_words: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     def driver(self, name: str = "") -> Driver:
         """Return the driver of this name, the site's default where it is empty; it is loaded when first asked for.
@@ -117,10 +122,20 @@ class Node:
             accelerator_why=self._accelerator[1],
             faults=self._faults,
         )
-        consoles = {
+        consoles = {name: text for name, (at_s, text) in self._last_words.items() if time.monotonic() - at_s < KEPT_S}
+        consoles |= {
             g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
         }
         return NodeReport(facts=facts, guests=tuple(counted), consoles=consoles, sent_s=time.time())
+
+    async def end(self, guest: Guest) -> None:
+        """Destroy a guest, and keep the end of its console until the controller has been told: it says why."""
+        if guest.console:
+            self._last_words[guest.name] = (time.monotonic(), console.tail(Path(guest.console)))
+            while len(self._last_words) > LAST_WORDS_MAX:
+                self._last_words.popitem(last=False)
+        await self.driver(guest.driver).destroy(guest.name)
+        self.inside.forget(guest.name)
 
     async def check(self) -> None:
         """Note, in sentences, what keeps this node from running guests."""

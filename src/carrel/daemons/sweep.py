@@ -94,8 +94,7 @@ class Sweep:
         return bool(orphans)
 
     async def _destroy(self, guest: Guest) -> None:
-        await self._node.driver(guest.driver).destroy(guest.name)
-        self._node.inside.forget(guest.name)
+        await self._node.end(guest)
         self._say("guest-gone", "swept: no living job owns it", guest)
 
     def _follow_suspensions(self, guests: tuple[Guest, ...]) -> None:
