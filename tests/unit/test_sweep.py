@@ -10,6 +10,7 @@ from carrel.config import Config
 from carrel.daemons.journal import Journal
 from carrel.daemons.sweep import Sweep
 from carrel.errors import CarrelError, UnreachableError
+from carrel.model.guest import Guest
 from carrel.model.report import Event
 from carrel.process import Pid
 from carrel.testing.daemons import a_guest, a_report
@@ -34,6 +35,9 @@ class ANode:
 
     def driver(self, _: str) -> "ANode":
         return self
+
+    async def end(self, guest: Guest) -> None:
+        await self.destroy(guest.name)
 
     async def destroy(self, name: str) -> None:
         if self.fails:
