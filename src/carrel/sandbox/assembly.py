@@ -227,13 +227,14 @@ class Assembly:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                states = run(["sinfo", "--noheader", "--Node", "--format=%T"], timeout_s=timeout_s).split()
+                lines = run(["sinfo", "--noheader", "--Node", "--format=%N %T"], timeout_s=timeout_s).splitlines()
             except CommandError as error:
-                states = [str(error)]
-            if states == ["idle"] * self._spec.nodes:
+                lines = [str(error)]
+            seen = sorted(set(lines))  # a node has a line for each of its partitions
+            if len(seen) == self._spec.nodes and all(line.endswith(" idle") for line in seen):
                 return
             if time.monotonic() > deadline:
-                raise CarrelError(f"nodes not idle after {timeout_s:g} s but {' '.join(states)}; see {self.layout.log}")
+                raise CarrelError(f"nodes not idle after {timeout_s:g} s but {', '.join(seen)}; see {self.layout.log}")
             time.sleep(POLL_S)
 
 
