@@ -73,8 +73,11 @@ static bool take_winsize(struct session *session, const char *payload, uint32_t 
 	memcpy(sides, payload, sizeof sides);
 	struct winsize size = {.ws_row = le16toh(sides[0]), .ws_col = le16toh(sides[1])};
 	int master = session->relay.channels[CHANNEL_STDOUT].source;
-	if (session->command.is_pty && master >= 0)
+	if (session->command.is_pty && master >= 0) {
 		ioctl(master, TIOCSWINSZ, &size);
+		/* The terminal tells its foreground group alone; slurmstepd tells the task as well, whoever has it. */
+		session_signal(session, SIGWINCH, false);
+	}
 	return true;
 }
 

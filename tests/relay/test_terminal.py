@@ -76,6 +76,16 @@ def test_the_terminal_inside_has_the_size_of_the_one_outside_and_follows_it(shel
     shell.expect("50 132")
 
 
+def test_a_shell_hears_of_a_new_size_also_while_its_command_has_the_terminal(node: RelayNode) -> None:
+    terminal = Terminal(node, "bash", "--norc", "--noprofile", "-i")
+    terminal.type("trap 'echo now $(stty size)' WINCH; echo ar''med; while :; do sleep 0.1; done\n")
+    terminal.expect("armed\r\n")
+    terminal.resize(50, 132)
+    terminal.task.send_signal(signal.SIGWINCH)  # as slurmstepd does
+    terminal.expect("now 50 132\r\n")
+    terminal.close()
+
+
 def test_control_c_interrupts_the_command_and_not_the_task(shell: Terminal) -> None:
     shell.type("sleep 60\n")
     shell.expect("sleep 60\r\n")
