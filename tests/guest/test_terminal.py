@@ -146,19 +146,16 @@ def test_a_shell_that_is_killed_ends_as_bare(sandbox: Sandbox, job: list[str]) -
 
 
 def test_the_window_has_its_size_from_the_start_and_after_a_change(sandbox: Sandbox, job: list[str]) -> None:
+    # Not a shell: bash forgets a signal that comes while it runs the trap of the one before.
+    program = 'sub now { print "now ", `stty size` } $SIG{WINCH} = \\&now; $| = 1; now; sleep 1 while 1'
     for options in ([], GUEST):
-        with shell(sandbox, job, *options) as screen:
-            screen.wait_for(PROMPT)
-            screen.type("stty size\n")
-            assert "33 101" in screen.wait_for(r"\d+ \d+\s+P> $")
-            screen.type("trap 'echo now $(stty size)' WINCH; echo ar''med; while :; do sleep 0.1; done\n")
-            screen.wait_for("armed\r\n")  # a resize before the trap is set would tell nobody
-            for rows, columns in ((50, 120), (20, 64)):
+        with terminal(sandbox, [*job, *options, "--pty", "perl", "-e", program]) as screen:
+            screen.wait_for("now 33 101\r\n")
+            for rows, columns in ((50, 120), (20, 64), (24, 80)):
                 screen.resize(rows, columns)
                 screen.wait_for(f"now {rows} {columns}\r\n")
             screen.type(CTRL_C)
-            screen.wait_for(PROMPT)
-            screen.type("exit\n")
+            assert screen.status() == 130
 
 
 def test_a_terminal_without_a_size_stays_without_one(sandbox: Sandbox, job: list[str]) -> None:
