@@ -48,6 +48,19 @@ bool make_directories(const char *path, unsigned mode)
 	return stat(path, &facts) == 0 && S_ISDIR(facts.st_mode);
 }
 
+/* A file that is there keeps its inode: to write over it is the shortest way for a kernel that never did either. */
+static bool write_over(const char *path, const char *text, size_t length, mode_t mode)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, mode);
+	struct stat facts;
+	if (fd < 0)
+		return false;
+	bool done = fstat(fd, &facts) == 0 && S_ISREG(facts.st_mode) && facts.st_nlink == 1 &&
+		    write(fd, text, length) == (ssize_t)length &&
+		    ((size_t)facts.st_size <= length || ftruncate(fd, (off_t)length) == 0);
+	return close(fd) == 0 && done;
+}
+
 static bool write_file(const char *path, const char *text, size_t length, mode_t mode)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
@@ -61,6 +74,8 @@ static void write_line(const char *path, const char *line, mode_t mode)
 {
 	char text[512];
 	int length = snprintf(text, sizeof text, "%s\n", line);
+	if (length < (int)sizeof text && write_over(path, text, (size_t)length, mode))
+		return;
 	/* Some images make these a link to somewhere that does not exist yet. */
 	unlink(path);
 	if (length >= (int)sizeof text || !write_file(path, text, (size_t)length, mode))
@@ -187,7 +202,8 @@ static bool replace_entries(struct asked asked, const char *key, const char *pat
 	while ((entry = records_next(asked.data, asked.length, key, &cursor)) != NULL)
 		used += (size_t)sprintf(text + used, "%s\n", entry);
 	snprintf(temporary, sizeof temporary, "%s.carrel", path);
-	bool done = write_file(temporary, text, used, 0644) && rename(temporary, path) == 0;
+	bool done = write_over(path, text, used, 0644) ||
+		    (write_file(temporary, text, used, 0644) && rename(temporary, path) == 0);
 	free(old);
 	free(text);
 	return done;

@@ -61,9 +61,11 @@ static bool is_mounts(const char *value)
 	return true;
 }
 
+enum { WORDS_MAX = 4 };
+
 /* A value is one of `words`, or what `check` takes. `input` is the variable that stands in for an absent option. */
 static const struct request {
-	const char *option, *argument, *usage, *input, *carried, *words[2];
+	const char *option, *argument, *usage, *input, *carried, *words[WORDS_MAX + 1];
 	bool (*check)(const char *);
 	const char *must_be;
 } requests[REQUEST_COUNT] = {
@@ -71,8 +73,9 @@ static const struct request {
 		    CARRIED "IMAGE", { 0 }, is_word, "the name or the hash of an image; see: carrel image list" },
 	[PER] = { "guest-per", "job|task", "one guest for the job on each node, or one for each task",
 		  "CARREL_GUEST_PER", CARRIED "PER", { "job", "task" }, NULL, "job or task" },
-	[CLONE] = { "guest-clone", "full|linked", "copy the image, or write to an overlay of it", "CARREL_GUEST_CLONE",
-		    CARRIED "CLONE", { "full", "linked" }, NULL, "full or linked" },
+	[CLONE] = { "guest-clone", "instant|linked|full|auto", "go on from a booted template, boot an overlay, or a copy",
+		    "CARREL_GUEST_CLONE", CARRIED "CLONE", { "instant", "linked", "full", "auto" }, NULL,
+		    "instant, linked, full or auto" },
 	[MOUNT] = { "guest-mount", "SRC[:DST][:ro]", "show a directory of the node in the guest; repeatable",
 		    "CARREL_GUEST_MOUNT", CARRIED "MOUNT", { 0 }, is_mounts, "SRC[:DST][:ro] with absolute paths" },
 	[ROOT] = { "guest-root", NULL, "be root in the guest", "CARREL_GUEST_ROOT", CARRIED "ROOT", { "yes", "no" },
@@ -104,7 +107,10 @@ static bool is_allowed(const struct request *request, const char *value)
 {
 	if (request->check)
 		return *value && request->check(value);
-	return strcmp(value, request->words[0]) == 0 || (request->words[1] && strcmp(value, request->words[1]) == 0);
+	const char *const *word = request->words;
+	while (*word && strcmp(value, *word) != 0)
+		word++;
+	return *word;
 }
 
 static int keep(int which, const char *value, bool add)

@@ -28,11 +28,36 @@ class Slurm(Section, frozen=True):
     """``SlurmdSpoolDir``; its step sockets tell carrel-guard that a job is gone while carreld is dead."""
 
 
+class Templates(Section, frozen=True):
+    """What instant clones are made from; see ``docs/reference/clones.md``."""
+
+    dir: str = ""
+    """Directory of templates, on this node's own disk and writable by root alone; empty: ``/var/lib/carrel/templates``,
+    or ``build/templates`` of a source checkout."""
+    share: Literal["all", "user", "none"] = "all"
+    """Who has the same memory pages: clones of ``all`` users, those of one ``user``, or nobody, which is the end of
+    instant clones; see ``docs/explanation/clones-and-security.md``."""
+    user: str = "nobody"
+    """Whom a template's guest runs as while it boots."""
+    max_bytes: int = 2 * 2**30
+    """Memory of all templates of a node together; those unused for longest go first."""
+    max_age_s: float = 30 * 86400.0
+    """A template that was not used for so long goes."""
+    base_max_bytes: int = 4 * 2**30
+    """Memory of the largest template; a clone of any size beyond gets the rest plugged in."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.dir) if self.dir else paths.template_store()
+
+
 class Guests(Section, frozen=True):
     driver: str = "qemu"
     """Driver used where ``--guest-driver`` is absent."""
     per: Literal["job", "task"] = "job"
-    clone: Literal["full", "linked"] = "linked"
+    clone: Literal["auto", "instant", "linked", "full"] = "auto"
+    """``auto`` is ``instant`` where a template is there and ``linked`` where none is, and then makes one for the next
+    guest; ``carrel job show`` says which was taken and why."""
     accelerator: Literal["kvm", "tcg", "auto"] = "kvm"
     """``auto`` takes KVM where a guest really boots with it, else emulation, and says which it took."""
     default_mounts: tuple[Literal["home", "workdir"], ...] = ("home", "workdir")
@@ -47,6 +72,7 @@ class Guests(Section, frozen=True):
     """How long an epilog waits for its guest to be gone."""
     console_bytes: int = 1 * 2**20
     """How much of a guest's console is kept."""
+    templates: Templates = Templates()
     map_dir: str = "/var/spool/carrel/maps"
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 

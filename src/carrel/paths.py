@@ -30,6 +30,13 @@ def image_store() -> Path:
     return _in_checkout("images") or Path("/var/lib/carrel/images")
 
 
+def template_store() -> Path:
+    """Return the directory of templates that is used when the configuration names none."""
+    if named := os.environ.get("CARREL_TEMPLATE_STORE"):
+        return Path(named)
+    return _in_checkout("templates") or Path("/var/lib/carrel/templates")
+
+
 def config_file() -> Path | None:
     """Return the configuration in force, or None where there is none and the defaults apply.
 

@@ -29,8 +29,8 @@ def guest_request(message: wire.Message) -> GuestRequest:
     per, clone = message.get("per"), message.get("clone")
     if per not in {"", "job", "task"}:
         raise UsageError(f"--guest-per={per}: must be job or task")
-    if clone not in {"", "full", "linked"}:
-        raise UsageError(f"--guest-clone={clone}: must be full or linked")
+    if clone not in {"", "auto", "instant", "linked", "full"}:
+        raise UsageError(f"--guest-clone={clone}: must be auto, instant, linked or full")
     timeout = message.get("boot_timeout_s")
     return GuestRequest(
         image=_text(message.get("image")),

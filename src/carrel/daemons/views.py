@@ -28,6 +28,8 @@ class GuestView(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     per: Per
     clone: Clone
+    clone_why: str
+    """Why this kind of clone and not another."""
     step: str
     task: int
     slot: int
@@ -41,6 +43,8 @@ class GuestView(msgspec.Struct, frozen=True, kw_only=True):
     ready: datetime | None
     boot_s: float | None
     """Seconds from its start until a task could enter."""
+    phases: dict[str, float]
+    """Seconds of each phase of its start, in order."""
     tasks: int
     reason: str
     console: str
@@ -133,6 +137,7 @@ def guest_view(guest: Guest) -> GuestView:
         image=guest.image,
         per=guest.per,
         clone=guest.clone,
+        clone_why=guest.clone_why,
         step=guest.step,
         task=guest.task,
         slot=guest.slot,
@@ -145,6 +150,7 @@ def guest_view(guest: Guest) -> GuestView:
         started=moment(guest.started_s),
         ready=moment(guest.ready_s),
         boot_s=round(guest.ready_s - guest.started_s, 3) if guest.ready_s and guest.started_s else None,
+        phases=dict(guest.phases),
         tasks=guest.tasks,
         reason=guest.reason,
         console=guest.console,

@@ -118,7 +118,7 @@ def _starting(spec: GuestSpec) -> Guest:
         image_name=spec.image_name,
         image=spec.image,
         per=spec.per,
-        clone=spec.clone,
+        clone="full" if spec.clone == "full" else "linked",
         step=spec.step,
         task=spec.task,
         slot=spec.slot,

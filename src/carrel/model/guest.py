@@ -7,7 +7,8 @@ import msgspec
 from carrel.model.job import JobKey
 
 Per = Literal["job", "task"]
-Clone = Literal["full", "linked"]
+Clone = Literal["full", "linked", "instant"]
+CloneWish = Literal["auto", "instant", "linked", "full"]
 GuestState = Literal["starting", "ready", "suspended", "down"]
 
 
@@ -24,7 +25,7 @@ class GuestRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     per: Per | None = None
-    clone: Clone | None = None
+    clone: CloneWish | None = None
     driver: str = ""
     mounts: tuple[str, ...] = ()
     """Each ``SRC[:DST][:ro]``, as written."""
@@ -45,7 +46,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Content hash of the image, resolved from the name that the user gave."""
     image_name: str
     per: Per
-    clone: Clone
+    clone: CloneWish
     cpus: int
     memory_bytes: int
     """RAM of the guest: the job's memory on the node less the reserve."""
@@ -87,6 +88,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     image: str = ""
     per: Per = "job"
     clone: Clone = "linked"
+    clone_why: str = ""
+    """Why this kind and not another."""
     step: str = ""
     task: int = -1
     slot: int = 0
@@ -103,6 +106,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float = 0.0
     ready_s: float | None = None
     """Time of day when the first task could enter."""
+    phases: tuple[tuple[str, float], ...] = ()
+    """What its start consisted of: a word and seconds each, in order."""
     reason: str = ""
     """Why it is down, as a sentence for the user."""
     console: str = ""
@@ -119,6 +124,9 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds_total: float | None = None
     memory_bytes: int | None = None
     memory_pss_bytes: int | None = None
+    """What it really takes: pages shared with others count by their share."""
+    memory_shared_bytes: int | None = None
+    """Pages that others have too, most of them a template's."""
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,13 +14,20 @@ Accelerator = Literal["kvm", "tcg"]
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of the inherited descriptors."""
+    """Numbers of the inherited descriptors; None: this guest has no such part."""
 
-    kernel: int
-    initramfs: int
+    kernel: int | None = None
+    initramfs: int | None = None
+    """None, as the kernel: the guest goes on from a template."""
     disk: int
     base: int | None
-    """The shared image below a linked clone; None for a full clone."""
+    """The shared image below an overlay; None for a full clone."""
+    layer: int | None = None
+    """What a template wrote, between the image and its clone's own disk."""
+    ram: int | None = None
+    """A memfd."""
+    state: int | None = None
+    """A template's devices, to go on from."""
     console: int
     monitor: int
     """A listening socket."""
@@ -28,8 +35,17 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
     """A listening socket."""
 
     def all(self) -> list[int]:
-        numbers = [self.kernel, self.initramfs, self.disk, self.console, self.monitor, self.control]
-        return numbers if self.base is None else [*numbers, self.base]
+        return [number for number in msgspec.structs.astuple(self) if number is not None]
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest's memory, as its machine is built."""
+
+    size_bytes: int
+    growth_bytes: int = 0
+    """How much can be plugged into it while it runs; only a template and its clones have this."""
+    shared: bool = False
+    """Write to ``Descriptors.ram`` itself, as a template does; else to a private copy."""
 
 
 def command_line(
@@ -38,16 +54,17 @@ def command_line(
     accelerator: Accelerator,
     name: str,
     cpus: int,
-    memory_bytes: int,
+    memory: Memory,
     stage: str,
     fds: Descriptors,
 ) -> list[str]:
-    """Return QEMU's whole command line for a cold boot."""
+    """Return QEMU's whole command line: for a cold boot, or to wait for a template's state where there is one."""
     return [
         settings.binary,
-        *_machine(settings, accelerator, name, cpus, memory_bytes),
+        *_machine(settings, accelerator, name, cpus),
+        *_memory(memory, fds),
         *_confinement(),
-        *_kernel(accelerator, fds),
+        *_start(accelerator, fds),
         *_disk(fds),
         *_monitor(fds),
         *_console(fds),
@@ -62,7 +79,8 @@ def probe_command_line(
     """Return the command line of the smallest guest that says hello: no disk, no share."""
     return [
         settings.binary,
-        *_machine(settings, accelerator, "carrel-probe", 1, 256 * 2**20),
+        *_machine(settings, accelerator, "carrel-probe", 1),
+        *("-m", "256M"),
         *_confinement(),
         *("-kernel", kernel, "-initrd", initramfs, "-append", " ".join(_kernel_words(accelerator))),
         *("-chardev", f"socket,id=control,fd={control},server=on,wait=off"),
@@ -71,19 +89,38 @@ def probe_command_line(
     ]
 
 
-def _machine(settings: Settings, accelerator: Accelerator, name: str, cpus: int, memory_bytes: int) -> list[str]:
+def _machine(settings: Settings, accelerator: Accelerator, name: str, cpus: int) -> list[str]:
     cache_mib = settings.translation_cache_bytes // 2**20
-    # Emulated, five-level tables only cost time, and a kernel that sees erms copies byte by byte: thrice as slow.
-    cpu = settings.cpu or {"kvm": "host", "tcg": "max,la57=off,erms=off"}[accelerator]
     return [
         *("-name", f"guest={name},debug-threads=on"),
         *("-machine", f"{settings.machine},vmport=off"),
         *("-accel", {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={cache_mib}"}[accelerator]),
-        *("-cpu", cpu),
+        *("-cpu", cpu_model(settings, accelerator)),
         *("-smp", str(cpus)),
-        *("-m", f"{memory_bytes // 2**20}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"),
         "-no-reboot",  # a panic ends QEMU, and the guard says so
+    ]
+
+
+def cpu_model(settings: Settings, accelerator: Accelerator) -> str:
+    """Return the CPU that guests see."""
+    # Emulated, five-level tables only cost time, and a kernel that sees erms copies byte by byte: thrice as slow.
+    return settings.cpu or {"kvm": "host", "tcg": "max,la57=off,erms=off"}[accelerator]
+
+
+def _memory(memory: Memory, fds: Descriptors) -> list[str]:
+    mib = memory.size_bytes // 2**20
+    if fds.ram is None:
+        return ["-m", f"{mib}M"]
+    # What is plugged later is not the template's: no page of it exists before a clone's guest asks for it.
+    growth_mib = memory.growth_bytes // 2**20
+    share = "on" if memory.shared else "off"
+    return [
+        *("-m", f"{mib}M,maxmem={mib + growth_mib}M"),
+        *("-object", f"memory-backend-file,id=ram,size={mib}M,mem-path=/proc/self/fd/{fds.ram},share={share}"),
+        *("-machine", "memory-backend=ram"),
+        *("-object", f"memory-backend-ram,id=growth-ram,size={growth_mib}M,reserve=off"),
+        *("-device", "virtio-mem-pci,id=growth,memdev=growth-ram,requested-size=0"),
     ]
 
 
@@ -103,6 +140,7 @@ def _kernel_words(accelerator: Accelerator) -> list[str]:
         "random.trust_bootloader=on",
         "rcupdate.rcu_expedited=1",
         "cryptomgr.notests",
+        "memhp_default_state=online",
     ]
     if accelerator == "tcg":
         # Calibration takes long on an emulated clock, and an emulated CPU speculates nothing.
@@ -110,7 +148,9 @@ def _kernel_words(accelerator: Accelerator) -> list[str]:
     return words
 
 
-def _kernel(accelerator: Accelerator, fds: Descriptors) -> list[str]:
+def _start(accelerator: Accelerator, fds: Descriptors) -> list[str]:
+    if fds.state is not None:
+        return ["-incoming", "defer"]
     words = [*_kernel_words(accelerator), "carrel.root=/dev/vda", "carrel.fstype=ext4"]
     return [
         *("-kernel", f"/proc/self/fd/{fds.kernel}"),
@@ -126,12 +166,18 @@ def _disk(fds: Descriptors) -> list[str]:
     if fds.base is None:
         words += ["-blockdev", file.format(name="disk", fd=fds.disk)]
         words += ["-blockdev", "driver=raw,node-name=disk,file=disk-file,discard=unmap"]
-    else:
-        words += ["-add-fd", f"fd={fds.base},set={fds.base}"]
-        words += ["-blockdev", file.format(name="base", fd=fds.base) + ",read-only=on"]
-        words += ["-blockdev", "driver=raw,node-name=base,file=base-file,read-only=on"]
-        words += ["-blockdev", file.format(name="disk", fd=fds.disk)]
-        words += ["-blockdev", "driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap"]
+        return [*words, "-device", "virtio-blk-pci,drive=disk"]
+    words += ["-add-fd", f"fd={fds.base},set={fds.base}"]
+    words += ["-blockdev", file.format(name="base", fd=fds.base) + ",read-only=on"]
+    words += ["-blockdev", "driver=raw,node-name=base,file=base-file,read-only=on"]
+    below = "base"
+    if fds.layer is not None:
+        words += ["-add-fd", f"fd={fds.layer},set={fds.layer}"]
+        words += ["-blockdev", file.format(name="layer", fd=fds.layer) + ",read-only=on"]
+        words += ["-blockdev", "driver=qcow2,node-name=layer,file=layer-file,read-only=on,backing=base"]
+        below = "layer"
+    words += ["-blockdev", file.format(name="disk", fd=fds.disk)]
+    words += ["-blockdev", f"driver=qcow2,node-name=disk,file=disk-file,backing={below},discard=unmap"]
     return [*words, "-device", "virtio-blk-pci,drive=disk"]
 
 

@@ -19,6 +19,7 @@ from carrel.model.guest import GuestSpec
 _HEADER = struct.Struct("<BBHI")
 CONTROL = 13
 FRAME_MAX_BYTES = 65536
+KERNEL_MAX = 64
 
 
 class Control:
@@ -95,6 +96,11 @@ class Control:
         if kind != CONTROL:
             raise UnreachableError(f"carrel-agent sent a frame of kind {kind} on its control port")
         return wire.decode(body)
+
+
+def kernel_of(hello: wire.Message) -> str:
+    """Return the guest's kernel version as the agent tells it, fit to be shown."""
+    return "".join(letter for letter in hello.get("kernel") if letter.isprintable())[:KERNEL_MAX]
 
 
 def identity(spec: GuestSpec) -> dict[str, str | Sequence[str]]:

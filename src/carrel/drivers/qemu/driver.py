@@ -9,20 +9,24 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from carrel import config
+from carrel.core.clones import growth
 from carrel.core.guests import refuse_other_mounts
 from carrel.drivers.qemu import accelerator, cgroups, launch
+from carrel.drivers.qemu.clones import Clones
 from carrel.drivers.qemu.command import Accelerator
-from carrel.drivers.qemu.control import Control, identity
+from carrel.drivers.qemu.control import Control, identity, kernel_of
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
+from carrel.drivers.qemu.templates import Parts
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
@@ -35,7 +39,12 @@ END_LOOKS = 40
 DYING_LOOKS = 10
 DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
-KERNEL_MAX = 64
+
+_T = TypeVar("_T")
+
+
+class _BrokenTemplateError(CarrelError):
+    """A guest does not go on from its template; the sentence says how that was seen."""
 
 
 class QemuDriver:
@@ -45,6 +54,7 @@ class QemuDriver:
         """Work in ``context.directory``, which is made if it is absent."""
         self._context = context
         self._settings = config.driver_settings(context.config, NAME, Settings)
+        self.clones = Clones(context, self._settings)
         self._starting: dict[str, asyncio.Task[Guest]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._launching: dict[str, asyncio.Future[launch.Guard]] = {}
@@ -65,7 +75,8 @@ class QemuDriver:
             raise NodeFaultError(
                 f"node {self._context.node}: no {self._settings.binary}; is qemu-system-x86 installed?"
             )
-        await asyncio.to_thread(self._context.images.kernel)
+        kernel = await asyncio.to_thread(self._context.images.kernel)
+        await asyncio.to_thread(self.clones.tidy, kernel)
         return await self._accelerator()
 
     async def _accelerator(self) -> tuple[Accelerator, str]:
@@ -188,7 +199,8 @@ class QemuDriver:
             image_name=spec.image_name,
             image=spec.image,
             per=spec.per,
-            clone=spec.clone,
+            clone=record.clone,
+            clone_why=record.clone_why,
             step=spec.step,
             task=spec.task,
             slot=spec.slot,
@@ -203,6 +215,7 @@ class QemuDriver:
             pid=qemu.number if qemu else 0,
             started_s=record.started_s,
             ready_s=record.ready_s,
+            phases=record.phases,
             reason=reason,
             console=str(directory.console),
             end_file=str(directory.end_file),
@@ -222,7 +235,11 @@ class QemuDriver:
                 elif ended := directory.end():
                     raise RefusedError(record.failure or _gone_sentence(*ended))
                 if record.ready_s is None:
-                    record = await self._introduce(directory, record)
+                    try:
+                        record = await self._introduce(directory, record)
+                    except _BrokenTemplateError as error:
+                        record = await self._start_anew(directory, record, error)
+                        record = await self._introduce(directory, record)
         except TimeoutError as error:
             sentence = _why_not_ready(directory, spec)
             await self._end_processes(directory)
@@ -231,7 +248,7 @@ class QemuDriver:
             raise _failed(directory, await self._why_gone(directory, spec, error)) from error
         return self._look(directory)
 
-    async def _start(self, directory: GuestDirectory, spec: GuestSpec) -> Record:
+    async def _start(self, directory: GuestDirectory, spec: GuestSpec, *, broken: str = "") -> Record:
         image = self._context.images.files(spec.image)
         if not image.has_shell:
             raise RefusedError(
@@ -239,14 +256,24 @@ class QemuDriver:
             )
         kernel = await asyncio.to_thread(self._context.images.kernel)
         kind, why = await self._accelerator()
+        plan = await self.clones.plan(spec, kernel=kernel, accelerator=kind, broken=broken)
         if directory.path.exists():  # left by a carreld that was killed before it had started this guest
             await self._end_processes(directory)
             await asyncio.to_thread(directory.remove)
         directory.make()
-        record = Record(spec=spec, accelerator=kind, accelerator_why=why, started_s=time.time())
+        record = Record(
+            spec=spec,
+            accelerator=kind,
+            accelerator_why=why,
+            clone=plan.choice.clone,
+            clone_why=plan.choice.why,
+            memory=plan.memory,
+            template=plan.template.conditions.digest if plan.template else "",
+            started_s=time.time(),
+        )
         directory.write(record)
         try:
-            guard = await self._launch(directory, record, image, kernel)
+            guard = await self._launch(directory, record, image, kernel, self.clones.opener(plan, spec))
         except (CarrelError, OSError) as error:
             # Nothing runs yet: the next task may try again.
             await asyncio.to_thread(cgroups.remove, spec.job_cgroups, launch.cgroup_name(spec))
@@ -255,15 +282,36 @@ class QemuDriver:
                 raise
             raise RefusedError(f"guest {spec.name} cannot be started: {error}") from error
         await self._running(directory, guard)
-        return record
+        if plan.choice.make_template or broken:
+            self.clones.make_soon(plan, image=image, kernel=kernel)
+        return directory.read() or record
+
+    async def _start_anew(self, directory: GuestDirectory, record: Record, error: CarrelError) -> Record:
+        """Boot a guest whose template was of no use, in what is left of its time."""
+        ended = await self._ended(directory)
+        why = f"{ended[1] if ended else error}"
+        await self._end_processes(directory)
+        await asyncio.to_thread(cgroups.remove, record.spec.job_cgroups, launch.cgroup_name(record.spec))
+        if monitor := self._monitors.pop(directory.name, None):
+            await monitor.close()
+        await self.clones.broken(record.template, why)
+        await asyncio.to_thread(directory.remove)
+        return await self._start(directory, record.spec, broken=why)
 
     async def _launch(
-        self, directory: GuestDirectory, record: Record, image: ImageFiles, kernel: KernelFiles
+        self,
+        directory: GuestDirectory,
+        record: Record,
+        image: ImageFiles,
+        kernel: KernelFiles,
+        template: Callable[[ExitStack], Parts] | None,
     ) -> launch.Guard:
         """Start the guard in a thread. A thread goes on when its waiter is cancelled, so ``destroy`` waits for it."""
 
         def work() -> launch.Guard:
-            guard = launch.start(self._context, self._settings, directory, record, image=image, kernel=kernel)
+            guard = launch.start(
+                self._context, self._settings, directory, record, image=image, kernel=kernel, template=template
+            )
             self._guards.append(guard)
             return guard
 
@@ -287,27 +335,70 @@ class QemuDriver:
     async def _introduce(self, directory: GuestDirectory, record: Record) -> Record:
         """Wait for the agent, and tell it who it is."""
         control = await self._control(directory)
+        phases = [("qemu", time.time() - record.started_s)]
+
+        def mark(phase: str) -> None:
+            phases.append((phase, time.time() - record.started_s - sum(seconds for _, seconds in phases)))
+
         try:
-            gone = asyncio.ensure_future(self._gone(directory))
-            talk = asyncio.ensure_future(self._converse(control, record.spec))
-            try:
-                await asyncio.wait([gone, talk], return_when=asyncio.FIRST_COMPLETED)
-                if not talk.done():
-                    raise UnreachableError("qemu ended")
-                kernel = await talk
-            finally:
-                gone.cancel()
-                talk.cancel()
+            kernel = await self._awake(directory, record, control)
+            mark("resume" if record.template else "boot")
+            if grown := growth(record.spec.memory_bytes, record.memory.size_bytes):
+                monitor = await self._monitor(directory)
+                await self._while_it_lives(directory, monitor.grow(grown))
+                mark("memory")
+            await self._while_it_lives(
+                directory,
+                control.ask(identity(record.spec), answer="ready", timeout_s=record.spec.boot_timeout_s),
+            )
+            mark("identity")
         finally:
             control.close()
-        ready = msgspec.structs.replace(record, kernel=kernel, ready_s=time.time())
+        ready = msgspec.structs.replace(
+            record,
+            kernel=kernel,
+            ready_s=time.time(),
+            phases=tuple((phase, round(seconds, 4)) for phase, seconds in phases),
+        )
         directory.write(ready)
         return ready
 
-    async def _converse(self, control: Control, spec: GuestSpec) -> str:
-        hello = await control.hello()
-        await control.ask(identity(spec), answer="ready", timeout_s=spec.boot_timeout_s)
-        return "".join(letter for letter in hello.get("kernel") if letter.isprintable())[:KERNEL_MAX]
+    async def _awake(self, directory: GuestDirectory, record: Record, control: Control) -> str:
+        """Return the guest's kernel once its agent has said hello, after a boot or from a template.
+
+        Raises:
+            _BrokenTemplateError: it does not go on from its template.
+        """
+        if not record.template:
+            return kernel_of(await self._while_it_lives(directory, control.hello()))
+        try:
+            async with asyncio.timeout(self._settings.resume_timeout_s):
+                monitor = await self._monitor(directory)
+                await self._while_it_lives(directory, monitor.restore(record.state))
+                # The template was stopped in conversation, so its agent does not greet by itself.
+                await control.tell({"verb": "hello"})
+                return kernel_of(await self._while_it_lives(directory, control.hello()))
+        except TimeoutError as error:
+            raise _BrokenTemplateError(f"no word from it after {self._settings.resume_timeout_s:g} s") from error
+        except UnreachableError as error:
+            raise _BrokenTemplateError(str(error)) from error
+
+    async def _while_it_lives(self, directory: GuestDirectory, work: Coroutine[Any, Any, _T]) -> _T:
+        """Return what ``work`` returns.
+
+        Raises:
+            UnreachableError: QEMU ended first.
+        """
+        gone = asyncio.ensure_future(self._gone(directory))
+        doing = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([gone, doing], return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise UnreachableError("qemu ended")
+            return await doing
+        finally:
+            gone.cancel()
+            doing.cancel()
 
     async def _gone(self, directory: GuestDirectory) -> None:
         while directory.end() is None and all(pid.alive for pid in directory.pids().values()):  # noqa: ASYNC110  # a file

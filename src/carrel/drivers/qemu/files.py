@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from carrel.drivers.qemu.command import Accelerator
-from carrel.model.guest import GuestSpec
+from carrel.drivers.qemu.command import Accelerator, Memory
+from carrel.model.guest import Clone, GuestSpec
 from carrel.process import Pid
 
 TAIL_BYTES = 64 * 1024
@@ -34,6 +34,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Accelerator
     accelerator_why: str
     started_s: float
+    clone: Clone = "linked"
+    clone_why: str = ""
+    memory: Memory
+    template: str = ""
+    """Digest of the template that it goes on from; empty: it boots."""
+    state: int = -1
+    """Number of QEMU's descriptor of that template's state."""
+    phases: tuple[tuple[str, float], ...] = ()
     kernel: str = ""
     ready_s: float | None = None
     failure: str = ""

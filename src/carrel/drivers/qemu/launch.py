@@ -5,14 +5,18 @@ import shutil
 import signal
 import socket
 import subprocess  # a guard outlives this process on purpose, which carrel.process does not offer
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+
+import msgspec
 
 from carrel import paths, process
 from carrel.drivers.qemu import cgroups
 from carrel.drivers.qemu.command import Descriptors, command_line
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.settings import Settings
+from carrel.drivers.qemu.templates import Parts
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
 from carrel.model.guest import GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
@@ -29,24 +33,19 @@ class Guard(subprocess.Popen[bytes]):
 SPARE_BYTES = 64 * 2**20  # what a disk must have left after a clone was made on it
 
 
-def make_disk(directory: GuestDirectory, spec: GuestSpec, image: ImageFiles, settings: Settings) -> Path:
+def make_disk(directory: GuestDirectory, record: Record, image: ImageFiles, settings: Settings) -> Path:
     """Make the guest's own disk: a copy of the image, or an overlay on it.
 
     Raises:
         NodeFaultError: the disk of this node is full.
         RefusedError: it took longer than the user wants to wait, which is no fault of the node.
     """
+    spec = record.spec
     disk = directory.path / "disk"
     disk.unlink(missing_ok=True)
-    needed = SPARE_BYTES + (image.root.stat().st_blocks * 512 if spec.clone == "full" else 0)
-    free = shutil.disk_usage(directory.path).free
-    if free < needed:
-        raise NodeFaultError(
-            f"node {spec.node}: {directory.path.parent}: {free // 2**20} MiB free, "
-            f"a {spec.clone} clone of {spec.image_name} needs {needed // 2**20} MiB; see: carrel node check"
-        )
+    _require_space(directory, record, image.root.stat().st_blocks * 512 if record.clone == "full" else 0)
     try:
-        if spec.clone == "full":
+        if record.clone == "full":
             process.run(["cp", "--sparse=always", "--reflink=auto", image.root, disk], timeout_s=spec.boot_timeout_s)
         else:
             # The name of the backing file is never opened: the command line gives the image as a descriptor.
@@ -55,11 +54,35 @@ def make_disk(directory: GuestDirectory, spec: GuestSpec, image: ImageFiles, set
     except process.CommandError as error:
         if error.status == -signal.SIGKILL:
             raise RefusedError(
-                f"no {spec.clone} clone of {spec.image_name} within {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
+                f"no {record.clone} clone of {spec.image_name} within {spec.boot_timeout_s:g} s (--guest-boot-timeout)"
             ) from error
         raise NodeFaultError(f"node {spec.node}: cannot clone {spec.image_name}: {error}") from error
     disk.chmod(0o600)
     return disk
+
+
+def make_overlay(directory: GuestDirectory, record: Record, empty: int) -> Path:
+    """Make an instant clone's disk: a copy of its template's empty overlay, which costs less than to make one.
+
+    Raises:
+        NodeFaultError: the disk of this node is full.
+    """
+    _require_space(directory, record, 0)
+    disk = directory.path / "disk"
+    with disk.open("wb") as file, os.fdopen(os.dup(empty), "rb") as source:
+        source.seek(0)
+        shutil.copyfileobj(source, file)
+    disk.chmod(0o600)
+    return disk
+
+
+def _require_space(directory: GuestDirectory, record: Record, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(directory.path).free
+    if free_bytes < SPARE_BYTES + needed_bytes:
+        raise NodeFaultError(
+            f"node {record.spec.node}: {directory.path.parent}: {free_bytes // 2**20} MiB free, a {record.clone} clone "
+            f"of {record.spec.image_name} needs {(SPARE_BYTES + needed_bytes) // 2**20} MiB; see: carrel node check"
+        )
 
 
 def start(
@@ -70,11 +93,13 @@ def start(
     *,
     image: ImageFiles,
     kernel: KernelFiles,
+    template: Callable[[ExitStack], Parts] | None = None,
 ) -> Guard:
     """Start carrel-guard, which becomes QEMU's parent; return at once."""
     spec = record.spec
-    disk = make_disk(directory, spec, image, settings)
     with ExitStack() as stack:
+        parts = template(stack) if template else None
+        disk = make_overlay(directory, record, parts.empty) if parts else make_disk(directory, record, image, settings)
 
         def opened(path: Path, flags: int) -> int:
             descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -89,10 +114,13 @@ def start(
         os.fchown(console, spec.uid, 0)  # theirs alone to read: others may be in the user's group
         os.fchmod(console, 0o400)
         fds = Descriptors(
-            kernel=opened(kernel.kernel, os.O_RDONLY),
-            initramfs=opened(kernel.initramfs, os.O_RDONLY),
+            kernel=None if parts else opened(kernel.kernel, os.O_RDONLY),
+            initramfs=None if parts else opened(kernel.initramfs, os.O_RDONLY),
             disk=opened(disk, os.O_RDWR),
-            base=opened(image.root, os.O_RDONLY) if spec.clone == "linked" else None,
+            base=None if record.clone == "full" else opened(image.root, os.O_RDONLY),
+            layer=parts.disk if parts else None,
+            ram=parts.ram if parts else None,
+            state=parts.state if parts else None,
             console=console,
             monitor=listening("qmp.sock"),
             control=listening("control.sock"),
@@ -102,11 +130,13 @@ def start(
             accelerator=record.accelerator,
             name=spec.name,
             cpus=spec.cpus,
-            memory_bytes=spec.memory_bytes,
+            memory=record.memory,
             stage=str(directory.path / "stage"),
             fds=fds,
         )
         log = stack.enter_context((directory.path / "guard.log").open("ab"))
+        if fds.state is not None:  # QEMU waits to be told, perhaps by the next carreld
+            directory.write(msgspec.structs.replace(record, state=fds.state))
         return Guard(
             [*_guard(context, directory, record, fds=fds), "--", *qemu],
             stdin=subprocess.DEVNULL,

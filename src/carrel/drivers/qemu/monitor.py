@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PORT_OPEN_TIMEOUT_S = 10.0
 PORT_TRIES = 3
 COLLECT_TRIES = 20
 COLLECT_PERIOD_S = 0.1
+GROW_TIMEOUT_S = 30.0
+LOOK_PERIOD_S = 0.003
 
 
 class Monitor:
@@ -101,6 +104,66 @@ class Monitor:
 
     async def stopped(self) -> bool:
         return not (await self._execute("query-status"))["running"]
+
+    async def freeze(self, state: int) -> None:
+        """Write the devices' state to the descriptor ``state``, and leave the guest stopped for good.
+
+        Its memory is not written: it is the file that the guest has been running in.
+
+        Raises:
+            UnreachableError: QEMU cannot.
+        """
+        await self._ignore_shared()
+        self._client.send_fd_scm(state)
+        await self._execute("getfd", fdname="state")
+        await self._execute("migrate", uri="fd:state")
+        await self._until_migrated()
+
+    async def restore(self, state: int) -> None:
+        """Let a guest that waits for a template's state go on from ``state``, the number of QEMU's own descriptor.
+
+        A second call changes nothing.
+
+        Raises:
+            UnreachableError: QEMU cannot read it.
+        """
+        if (await self._execute("query-status"))["status"] != "inmigrate":
+            return
+        # The guest was stopped in conversation: it must not hear that its host left and came back.
+        while not await self._has_control():  # noqa: ASYNC110  # another process makes it so
+            await asyncio.sleep(LOOK_PERIOD_S)
+        await self._ignore_shared()
+        await self._execute("migrate-incoming", uri=f"fd:{state}")
+
+    async def grow(self, size_bytes: int) -> None:
+        """Plug this much memory in all into a guest that was made from a template; wait until the guest has it.
+
+        Raises:
+            UnreachableError: it does not take it within ``GROW_TIMEOUT_S``.
+        """
+        await self._execute("qom-set", path="/machine/peripheral/growth", property="requested-size", value=size_bytes)
+        deadline = time.monotonic() + GROW_TIMEOUT_S
+        while True:
+            devices = await self._execute("query-memory-devices")
+            if any(device["data"].get("id") == "growth" and device["data"]["size"] >= size_bytes for device in devices):
+                return
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"the guest took no further {size_bytes // 2**20} MiB of memory")
+            await asyncio.sleep(LOOK_PERIOD_S)
+
+    async def _has_control(self) -> bool:
+        chardevs: Any = await self._execute("query-chardev")
+        return all("disconnected" not in found["filename"] for found in chardevs if found["label"] == "control")
+
+    async def _ignore_shared(self) -> None:
+        await self._execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+
+    async def _until_migrated(self) -> None:
+        async with asyncio.timeout(PORT_OPEN_TIMEOUT_S):
+            while (found := await self._execute("query-migrate")).get("status") != "completed":
+                if found.get("status") in {"failed", "cancelled"}:
+                    raise UnreachableError(f"qemu cannot save the guest: {found.get('error-desc', 'no reason given')}")
+                await asyncio.sleep(LOOK_PERIOD_S)
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
         try:

@@ -14,6 +14,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """QEMU's CPU model; empty: ``host`` under KVM, ``max`` under emulation."""
     probe_timeout_s: float = 15.0
     """How long a guest may take to boot before KVM counts as unusable on this node."""
+    resume_timeout_s: float = 15.0
+    """How long an instant clone may take to speak before its template counts as broken, and the guest is booted."""
     translation_cache_bytes: int = 64 * 2**20
     """Translated code that is kept under emulation; QEMU's own default, an eighth of the node up to 1 GiB, would not
     fit beside the guest in a job's memory. Part of ``guests.memory_reserve_bytes``."""

@@ -1,0 +1,79 @@
+"""Which kind of clone a guest becomes, and of how much memory the template is that it comes from."""
+
+from typing import Literal
+
+import msgspec
+
+from carrel.errors import RefusedError
+from carrel.model.guest import Clone, CloneWish
+
+_MIB = 2**20
+_STEP_BYTES = 4 * _MIB
+"""What a guest's kernel can be given at least: the largest block of its page allocator."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest becomes."""
+
+    clone: Clone
+    why: str
+    make_template: bool = False
+    """Make one when this guest is ready, for the next."""
+
+
+def choose(
+    wish: CloneWish, *, share: Literal["all", "user", "none"], has_template: bool, failure: str = "", shape: str
+) -> Choice:
+    """Return the kind of clone that a guest becomes, and why.
+
+    Args:
+        wish: What the user or the site asked for.
+        share: The site's ``guests.templates.share``.
+        has_template: One for a guest of this shape is there.
+        failure: Why the last attempt to make or use one failed, lately; empty: it did not.
+        shape: What the template is for, in words.
+
+    Raises:
+        RefusedError: an instant clone was asked for by name, and the site forbids them.
+    """
+    if wish in {"full", "linked"}:
+        return Choice(clone="full" if wish == "full" else "linked", why="as asked for")
+    if share == "none":
+        if wish == "instant":
+            raise RefusedError(
+                "--guest-clone=instant: this site lets no guests share memory (guests.templates.share = none); "
+                "use --guest-clone=linked, or leave it out"
+            )
+        return Choice(clone="linked", why="this site lets no guests share memory (guests.templates.share = none)")
+    if has_template:
+        return Choice(clone="instant", why=f"from a template for {shape}")
+    if failure:
+        return Choice(clone="linked", why=f"no template for {shape}: {failure}")
+    return Choice(clone="linked", why=f"the first for {shape}: a template is made for the next", make_template=True)
+
+
+def base_memory(memory_bytes: int, *, least_bytes: int, most_bytes: int) -> int:
+    """Return the memory of the template for a guest of ``memory_bytes``: the largest of a few sizes that fits in it.
+
+    The rest is plugged in, which takes time by the amount; so it is at most half of the guest's memory up to
+    ``most_bytes``. See ``docs/design/0007-instant-clones.md`` for what was measured.
+
+    >>> [base_memory(mib * 2**20, least_bytes=160 * 2**20, most_bytes=4 * 2**30) // 2**20
+    ...  for mib in (160, 255, 256, 700, 1888, 100000)]
+    [160, 160, 256, 512, 1024, 4096]
+    """
+    size = 256 * _MIB
+    if memory_bytes < size or most_bytes < size:
+        return least_bytes
+    while size * 2 <= min(memory_bytes, most_bytes):
+        size *= 2
+    return size
+
+
+def growth(memory_bytes: int, base_bytes: int) -> int:
+    """Return how much a clone of a template of ``base_bytes`` is given on top: whole steps, so up to 4 MiB too little.
+
+    >>> growth(259 * 2**20, 256 * 2**20), growth(262 * 2**20, 256 * 2**20) // 2**20
+    (0, 4)
+    """
+    return max(0, memory_bytes - base_bytes) // _STEP_BYTES * _STEP_BYTES
