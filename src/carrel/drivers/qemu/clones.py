@@ -33,7 +33,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How one guest comes to be."""
 
     choice: Choice
-    memory: Memory
+    memory: Memory | None
+    """A template's, to which the rest is plugged in; None: all from the start."""
     conditions: Conditions
     template: Template | None = None
 
@@ -78,9 +79,7 @@ class Clones:
         if broken:
             why = f"the template for {shape(spec.image_name, conditions)} was of no use and is made anew: {broken}"
             choice = msgspec.structs.replace(choice, why=why)
-        memory = Memory(size_bytes=spec.memory_bytes)
-        if template is not None:
-            memory = Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes)
+        memory = Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes) if template else None
         return Plan(choice=choice, memory=memory, conditions=conditions, template=template)
 
     def conditions(

@@ -343,7 +343,7 @@ class QemuDriver:
         try:
             kernel = await self._awake(directory, record, control)
             mark("resume" if record.template else "boot")
-            if grown := growth(record.spec.memory_bytes, record.memory.size_bytes):
+            if grown := growth(record.spec.memory_bytes, record.memory.size_bytes) if record.memory else 0:
                 monitor = await self._monitor(directory)
                 await self._while_it_lives(directory, monitor.grow(grown))
                 mark("memory")

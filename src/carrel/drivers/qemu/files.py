@@ -36,7 +36,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float
     clone: Clone = "linked"
     clone_why: str = ""
-    memory: Memory
+    memory: Memory | None = None
+    """None: all that the spec says, from the start."""
     template: str = ""
     """Digest of the template that it goes on from; empty: it boots."""
     state: int = -1

@@ -67,7 +67,6 @@ async def _make(
     kernel: KernelFiles,
 ) -> Template:
     began_s = time.time()
-    new.chmod(0o711)  # the service user opens the directory that stands for the host's
     directory = GuestDirectory(new / "guest")
     directory.make()
     for name, below, kind in (("disk", image.root, "raw"), ("empty", new / "disk", "qcow2")):
@@ -126,13 +125,14 @@ async def _guest(
             monitor=listening("qmp.sock"),
             control=listening("control.sock"),
         )
+        stage = opened(directory.path / "stage", os.O_RDONLY | os.O_DIRECTORY)
         qemu = command_line(
             settings=settings,
             accelerator=conditions.accelerator,
             name="carrel-template",
             cpus=conditions.cpus,
             memory=Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes, shared=True),
-            stage=str(directory.path / "stage"),
+            stage=f"/proc/self/fd/{stage}",  # a checkout may lie in a home that only its owner may enter
             fds=fds,
         )
         child = await asyncio.create_subprocess_exec(
@@ -142,7 +142,7 @@ async def _guest(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=opened(directory.path / "guard.log", os.O_WRONLY | os.O_CREAT),
-            pass_fds=fds.all(),
+            pass_fds=[*fds.all(), stage],
             cwd="/",
         )
     # Its sockets are its own now: they close when it ends.

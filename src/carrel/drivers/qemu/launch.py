@@ -13,7 +13,7 @@ import msgspec
 
 from carrel import paths, process
 from carrel.drivers.qemu import cgroups
-from carrel.drivers.qemu.command import Descriptors, command_line
+from carrel.drivers.qemu.command import Descriptors, Memory, command_line
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.settings import Settings
 from carrel.drivers.qemu.templates import Parts
@@ -130,7 +130,7 @@ def start(
             accelerator=record.accelerator,
             name=spec.name,
             cpus=spec.cpus,
-            memory=record.memory,
+            memory=record.memory or Memory(size_bytes=spec.memory_bytes),
             stage=str(directory.path / "stage"),
             fds=fds,
         )

@@ -177,7 +177,7 @@ class Templates:
 
     def _make_own(self) -> None:
         """A template decides what runs in everybody's guests: its directory must be ours alone to write."""
-        self.path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = self.path.stat()
         if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
             raise CarrelError(
