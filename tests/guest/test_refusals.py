@@ -112,7 +112,7 @@ def commands(sandbox_factory: MakeSandbox, scratch: Path, user: User) -> Iterato
         ("--guest=", "--guest=: must be the name or the hash of an image; see: carrel image list"),
         ("--guest=a b", "--guest=a b: must be the name or the hash of an image; see: carrel image list"),
         ("--guest-per=node", "--guest-per=node: must be job or task"),
-        ("--guest-clone=instant", "--guest-clone=instant: must be full or linked"),
+        ("--guest-clone=thin", "--guest-clone=thin: must be instant, linked, full or auto"),
         ("--guest-mount=data", "--guest-mount=data: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest-mount=/data:there", "--guest-mount=/data:there: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest-boot-timeout=soon", "--guest-boot-timeout=soon: must be 1 to 86400 seconds"),
@@ -135,7 +135,7 @@ def test_a_malformed_option_is_refused_where_it_was_typed(commands: Commands, op
     [
         ("CARREL_GUEST=a b", "CARREL_GUEST=a b: must be the name or the hash of an image; see: carrel image list"),
         ("CARREL_GUEST_PER=node", "CARREL_GUEST_PER=node: must be job or task"),
-        ("CARREL_GUEST_CLONE=x", "CARREL_GUEST_CLONE=x: must be full or linked"),
+        ("CARREL_GUEST_CLONE=x", "CARREL_GUEST_CLONE=x: must be instant, linked, full or auto"),
         ("CARREL_GUEST_ROOT=1", "CARREL_GUEST_ROOT=1: must be yes or no"),
         ("CARREL_GUEST_BOOT_TIMEOUT=x", "CARREL_GUEST_BOOT_TIMEOUT=x: must be 1 to 86400 seconds"),
     ],

@@ -242,7 +242,7 @@ def test_the_sites_image_is_named_in_plugstack(cluster: Cluster) -> None:
     [
         ("--guest=", "--guest=: must be the name or the hash of an image"),
         ("--guest=a --guest-per=foo", "--guest-per=foo: must be job or task"),
-        ("--guest=a --guest-clone=thin", "--guest-clone=thin: must be full or linked"),
+        ("--guest=a --guest-clone=thin", "--guest-clone=thin: must be instant, linked, full or auto"),
         ("--guest=a --guest-mount=data", "--guest-mount=data: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest=a --guest-mount=/data:rel", "--guest-mount=/data:rel: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest=a --guest-boot-timeout=1m", "--guest-boot-timeout=1m: must be 1 to 86400 seconds"),

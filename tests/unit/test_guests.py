@@ -66,7 +66,7 @@ def test_a_guest_per_job_has_all_of_the_job_on_the_node_less_the_reserve() -> No
         image="f00",
         image_name="debian12",
         per="job",
-        clone="linked",
+        clone="auto",
         cpus=4,
         memory_bytes=900 * MIB,
         uid=1042,

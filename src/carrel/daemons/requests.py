@@ -30,7 +30,7 @@ def guest_request(message: wire.Message) -> GuestRequest:
     if per not in {"", "job", "task"}:
         raise UsageError(f"--guest-per={per}: must be job or task")
     if clone not in {"", "auto", "instant", "linked", "full"}:
-        raise UsageError(f"--guest-clone={clone}: must be auto, instant, linked or full")
+        raise UsageError(f"--guest-clone={clone}: must be instant, linked, full or auto")
     timeout = message.get("boot_timeout_s")
     return GuestRequest(
         image=_text(message.get("image")),
