@@ -308,7 +308,8 @@ class Broken:
 def broken(sandbox_factory: MakeSandbox, scratch: Path, user: User) -> Iterator[Broken]:
     store = store_like_ours(scratch / "broken")
     kernel = ensure_kernel(store, agent=paths.libexec() / "carrel-agent", progress=lambda _: None)
-    box = sandbox_factory(nodes=1, carrel_conf=f'[images]\nstore = "{store}"\n')
+    conf = f'[images]\nstore = "{store}"\n[guests]\nclone = "linked"\n'  # a clone of a template boots nothing
+    box = sandbox_factory(nodes=1, carrel_conf=conf)
     yield Broken(Commands(box, user), kernel.initramfs)
     box.down()
 
