@@ -81,7 +81,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """Open descriptors for one clone."""
 
     ram: int
-    """A sealed memfd, which stays the store's."""
+    """A sealed memfd."""
     state: int
     disk: int
     empty: int
@@ -101,12 +101,17 @@ class Templates:
 
     def find(self, conditions: Conditions) -> Template | None:
         """Return the template for these conditions; None: there is none, or only a part of one."""
+        self._let_go()
         return self._read(self.path / conditions.digest)
 
     def all(self) -> Sequence[Template]:
         """Return all, the one last used first."""
         homes = sorted(self._homes(), key=_used_s, reverse=True)
         return [template for home in homes if (template := self._read(home))]
+
+    def used_s(self, template: Template) -> float:
+        """Return when a clone was last made of it: seconds since the epoch."""
+        return _used_s(self.path / template.conditions.digest)
 
     def open(self, template: Template, *, uid: int, stack: contextlib.ExitStack) -> Parts:
         """Return what a clone for this user is made from, open until ``stack`` closes.
@@ -122,7 +127,9 @@ class Templates:
                 raise CarrelError(f"template {home.name} of {template.image_name} was made anew")
             state, disk, empty = (_open(stack, Path(name), os.O_RDONLY, within=directory) for name in _PARTS)
             with self._loading:
-                ram = self._ram(template, directory, uid if self._settings.share == "user" else -1)
+                # One of the clone's own: the store may let its own go while QEMU is being started.
+                ram = os.dup(self._ram(template, directory, uid if self._settings.share == "user" else -1))
+                stack.callback(os.close, ram)
             os.utime(home)
         except OSError as error:
             raise CarrelError(f"template {home.name} of {template.image_name}: {error}") from error
@@ -216,11 +223,17 @@ class Templates:
         return gone
 
     def _discard(self, home: Path) -> None:
-        with self._loading:
-            for key in [key for key in self._loaded if key[0] == home.name]:
-                os.close(self._loaded.pop(key))
         (home / "template.json").unlink(missing_ok=True)  # first: half a template is none
         shutil.rmtree(home, ignore_errors=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Free the memory of templates that are gone or were made anew, by whichever process."""
+        with self._loading:
+            for key in list(self._loaded):
+                template = self._read(self.path / key[0])
+                if template is None or template.created_s != key[1]:
+                    os.close(self._loaded.pop(key))
 
     def _sweep(self, now_s: float) -> None:
         """Remove what was begun by processes that were killed."""
