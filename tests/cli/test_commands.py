@@ -17,7 +17,7 @@ from carrel.cli.job import JobView, advice
 from carrel.config import Controller
 from carrel.daemons import transport, views
 from carrel.errors import RefusedError
-from carrel.model.guest import Guest
+from carrel.model.guest import Counters, Guest
 from carrel.model.report import Event, NodeReport
 from carrel.testing.daemons import ControllerProcess, a_guest, a_report, fake_carreld
 
@@ -101,6 +101,38 @@ def test_a_guest_is_shown_by_its_job(cluster: ControllerProcess, capsys: pytest.
     shown = capsys.readouterr().out
     assert "the kernel panicked" in shown
     assert "tcg (chosen in the configuration)" in shown
+
+
+def test_a_guest_shows_its_clone_its_memory_and_how_its_start_went(
+    cluster: ControllerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = (("qemu", 0.25), ("resume", 0.75))
+    guest = a_guest("c6", name="13.1.0", run=None, clone="instant", clone_why="from a template", phases=phases)
+    used = Counters(memory_pss_bytes=68 * 2**20, memory_shared_bytes=45 * 2**20)
+    report = a_report(guest, node="c6", sent_s=time.time())
+    _report(cluster, msgspec.structs.replace(report, counters={guest.name: used}))
+    assert main.run(["guest", "show", "13.1.0", "--timing"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in shown if line.startswith("clone ")] == ["instant (from a template)"]
+    assert any(line.startswith("memory used") and "68M" in line and "45M" in line for line in shown)
+    assert [line.split() for line in shown[-3:]] == [
+        ["qemu", "250", "ms", "█" * 10],
+        ["resume", "750", "ms", "█" * 30],
+        ["total", "1000", "ms", "█" * 40],
+    ]
+    assert main.run(["guest", "show", "13.1.0", "--json"]) == 0
+    (found,) = lines(capsys)
+    assert (found["memory_pss_bytes"], found["memory_shared_bytes"]) == (68 * 2**20, 45 * 2**20)
+    assert found["phases"] == {"qemu": 0.25, "resume": 0.75}
+
+
+def test_a_guest_of_this_machine_shows_the_memory_that_it_takes_now(
+    node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = msgspec.structs.replace(a_report(a_guest()), counters={GUEST: Counters(memory_pss_bytes=68 * 2**20)})
+    with fake_carreld(node, {"list": [a_guest()], "status": now}):
+        assert main.run(["guest", "show", "7", "--json"]) == 0
+    assert lines(capsys)[0]["memory_pss_bytes"] == 68 * 2**20
 
 
 def test_a_guest_that_is_not_there_is_not_found(cluster: ControllerProcess, capsys: pytest.CaptureFixture[str]) -> None:

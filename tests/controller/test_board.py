@@ -4,8 +4,11 @@ import msgspec
 
 from carrel.daemons import board
 from carrel.daemons.board import Board
+from carrel.model.guest import Counters
 from carrel.model.report import Event
 from carrel.testing.daemons import a_guest, a_report
+
+GUEST = a_guest().name
 
 
 def an_event(text: str = "guest is ready", job_id: int = 7, time_s: float = 1.0, uid: int = 1001) -> Event:
@@ -17,6 +20,16 @@ def test_a_report_replaces_the_nodes_last_one() -> None:
     known.take(a_report(a_guest(), sent_s=1), now_s=10)
     known.take(a_report(sent_s=2), now_s=11)
     assert known.guests() == []
+
+
+def test_what_guests_use_is_as_last_reported_and_alone_changes_no_guest() -> None:
+    known = Board()
+    used = Counters(memory_pss_bytes=40, memory_shared_bytes=30)
+    assert known.counters(a_guest()) is None
+    known.take(a_report(a_guest(), sent_s=1), now_s=10)
+    assert not known.take(msgspec.structs.replace(a_report(a_guest(), sent_s=2), counters={GUEST: used}), now_s=11)
+    assert known.counters(a_guest()) == used
+    assert known.counters(a_guest("c2")) is None
 
 
 def test_a_late_report_does_not_bring_back_what_is_gone() -> None:

@@ -4,6 +4,7 @@ A node's own view is less than the cluster's, so the user is told on stderr when
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from carrel.cli import output
 from carrel.config import Config
 from carrel.daemons import maps, transport, views
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
-from carrel.model.guest import Guest
+from carrel.model.guest import Counters, Guest
 from carrel.model.report import NodeReport
 
 _T = TypeVar("_T")
@@ -118,6 +119,15 @@ def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -
 
 def _controller(settings: Config, path: str) -> object:
     return transport.decoded(asyncio.run(transport.request(settings.controller, "GET", path)))
+
+
+def measured(settings: Config, found: Sequence[views.GuestView]) -> list[views.GuestView]:
+    """Return the guests with the memory that those of this machine take now; their nodes report it seldom."""
+    fresh: dict[str, dict[str, Counters]] = {}
+    for node in {guest.node for guest in found} & set(local_nodes(settings)):
+        with contextlib.suppress(CarrelError):  # what was reported is better than nothing
+            fresh[node] = msgspec.convert(ask_node(settings, node, "status"), NodeReport).counters
+    return [views.with_counters(guest, fresh.get(guest.node, {}).get(guest.name)) for guest in found]
 
 
 def _local_guests(settings: Config) -> list[views.GuestView]:

@@ -21,6 +21,9 @@ Json = Annotated[
 GuestOrJob = Annotated[str, Parameter(help="Name of the guest, or id of its job.")]
 JobId = Annotated[int, Parameter(help="Id of the job.")]
 OnNode = Annotated[str, Parameter(name=["--node", "-w"], show_default=False, help="Only the guest on this node.")]
+Timing = Annotated[
+    bool, Parameter(negative="", show_default=False, help="Show what the start of each guest consisted of.")
+]
 Follow = Annotated[
     bool,
     Parameter(name=["--follow", "-f"], negative="", show_default=False, help="Go on until the guest is gone."),
@@ -50,16 +53,17 @@ def list_(*, job: Annotated[int | None, Parameter(help="Only this job's.")] = No
 
 
 @app.command
-def show(guest: GuestOrJob, /, *, node: OnNode = "", json: Json = False) -> None:
+def show(guest: GuestOrJob, /, *, node: OnNode = "", timing: Timing = False, json: Json = False) -> None:
     """Show everything about a guest, by its name or its job's id."""
-    found = _find(config.load(), guest, node)
+    settings = config.load()
+    found = api.measured(settings, _find(settings, guest, node))
     if json:
         output.objects(found)
         return
     for at, one in enumerate(found):
         if at:
             print()
-        describe(one)
+        describe(one, timing=timing)
 
 
 @app.command
@@ -123,8 +127,8 @@ def destroy(guest: GuestOrJob, /, *, node: OnNode = "") -> None:
     api.ask_node(settings, one.node, "destroy", guest=one.name)
 
 
-def describe(guest: views.GuestView, *, indent: str = "") -> None:
-    """Print a guest for a person."""
+def describe(guest: views.GuestView, *, indent: str = "", timing: bool = False) -> None:
+    """Print a guest for a person, with ``timing`` also the phases of its start."""
     accelerator = f"{guest.accelerator} ({guest.accelerator_why})" if guest.accelerator_why else guest.accelerator
     started = f"{output.clock(guest.started)}, ready after {guest.boot_s:.1f} s" if guest.boot_s else None
     output.fields(
@@ -138,12 +142,13 @@ def describe(guest: views.GuestView, *, indent: str = "") -> None:
             ("task", guest.task if guest.task >= 0 else ""),
             ("user", guest.user),
             ("image", f"{guest.image_name} {guest.image[:19]}".strip()),
-            ("clone", guest.clone),
+            ("clone", f"{guest.clone} ({guest.clone_why})" if guest.clone_why else guest.clone),
             ("driver", guest.driver),
             ("accelerator", accelerator),
             ("kernel", guest.kernel),
             ("cpus", guest.cpus),
             ("memory", output.size(guest.memory_bytes)),
+            ("memory used", _used(guest)),
             ("slot", guest.slot if guest.per == "task" else ""),
             ("started", started or output.clock(guest.started)),
             ("tasks inside", guest.tasks),
@@ -151,6 +156,23 @@ def describe(guest: views.GuestView, *, indent: str = "") -> None:
         ],
         indent=indent,
     )
+    if timing:
+        print()
+        output.bars(_phases(guest), unit="ms", indent=indent)
+
+
+def _used(guest: views.GuestView) -> str:
+    """Return the guest's part of the node's memory, in words."""
+    if guest.memory_pss_bytes is None:
+        return ""
+    shared = output.size(guest.memory_shared_bytes or 0) or "nothing"
+    return f"{output.size(guest.memory_pss_bytes)}, its part of {shared} shared with others counted"
+
+
+def _phases(guest: views.GuestView) -> list[tuple[str, float]]:
+    """Return the phases of a guest's start and their sum, in ms."""
+    phases = [(phase, seconds * 1000) for phase, seconds in guest.phases.items()]
+    return [*phases, ("total", sum(took_ms for _, took_ms in phases))] if phases else []
 
 
 def _find(settings: Config, name: str, node: str) -> list[views.GuestView]:

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 
 from carrel import config
 from carrel.cli import api, output
-from carrel.cli.guest import JobId, Json, describe
+from carrel.cli.guest import JobId, Json, Timing, describe
 from carrel.config import Config
 from carrel.daemons import views
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
@@ -66,13 +66,14 @@ def list_(
 
 
 @app.command
-def show(job: JobId, /, *, json: Json = False) -> None:
+def show(job: JobId, /, *, timing: Timing = False, json: Json = False) -> None:
     """Show a job, its guest on each node, and what to do next."""
     settings = config.load()
     known = asyncio.run(_job(settings, job))
     if known is None:
         raise NotFoundError(f"slurm has no job {job}; see: carrel job list, and carrel job events {job}")
-    view = _view(known, _guests(settings, job))
+    guests = _guests(settings, job)
+    view = _view(known, api.measured(settings, guests) if guests else guests)
     if json:
         output.objects([view])
         return
@@ -89,7 +90,7 @@ def show(job: JobId, /, *, json: Json = False) -> None:
     )
     for guest in view.guests or ():
         print()
-        describe(guest, indent="  ")
+        describe(guest, indent="  ", timing=timing)
     print()
     for line in advice(view):
         print(f"next: {line}")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+_BAR_CELLS = 40
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
 
@@ -53,6 +54,14 @@ def fields(pairs: Iterable[tuple[str, object]], *, indent: str = "") -> None:
         print(f"{indent}{name:<{width}}  {value}")
 
 
+def bars(amounts: Sequence[tuple[str, float]], *, unit: str, indent: str = "") -> None:
+    """Print a line for each amount, with a bar against the largest of them."""
+    most = max((amount for _, amount in amounts), default=0.0)
+    width = max((len(name) for name, _ in amounts), default=0)
+    for name, amount in amounts:
+        print(f"{indent}{name:<{width}}  {amount:>6.0f} {unit}  {_bar(amount / most if most else 0.0)}".rstrip())
+
+
 def printable(text: str) -> str:
     """Return text that cannot steer a terminal; lines and tabs stay."""
     return _CONTROL.sub("", _ESCAPE.sub("", text.replace("\r\n", "\n")))
@@ -85,6 +94,11 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return printable(str(value)).replace("\n", " ").replace("\t", " ")
+
+
+def _bar(share: float) -> str:
+    can = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return ("█" if can else "#") * round(share * _BAR_CELLS)
 
 
 def _plain(rows: list[list[str]]) -> None:

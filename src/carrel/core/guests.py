@@ -143,7 +143,7 @@ def resolve(
         per=per,
         clone=request.clone or settings.clone,
         cpus=cpus,
-        memory_bytes=_memory(
+        memory_bytes=guest_memory(
             job.memory_bytes or node_memory_bytes * job_cpus // max(job_cpus, node_cpus),
             cpus=cpus,
             job_cpus=job_cpus,
@@ -167,8 +167,12 @@ def resolve(
     )
 
 
-def _memory(job_memory_bytes: int, *, cpus: int, job_cpus: int, settings: Guests) -> int:
-    """Return a guest's share of the job's memory, less what its emulator needs, in whole MiB."""
+def guest_memory(job_memory_bytes: int, *, cpus: int, job_cpus: int, settings: Guests) -> int:
+    """Return a guest's share of the job's memory, less what its emulator needs, in whole MiB.
+
+    Raises:
+        RefusedError: too little is left for a guest to boot.
+    """
     memory_bytes = (job_memory_bytes * cpus // job_cpus - settings.memory_reserve_bytes) // _MIB * _MIB
     if memory_bytes < settings.memory_min_bytes:
         needed_bytes = -(-(settings.memory_min_bytes + settings.memory_reserve_bytes) * job_cpus // cpus)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from carrel.model.guest import Guest
+from carrel.model.guest import Counters, Guest
 from carrel.model.report import Event, NodeReport
 
 EVENTS_PER_JOB_MAX = 200
@@ -65,6 +65,11 @@ class Board:
             and (job_id is None or (guest.run is not None and guest.run.job_id == job_id))
             and (name is None or guest.name == name)
         ]
+
+    def counters(self, guest: Guest) -> Counters | None:
+        """Return what a guest used when its node last read that; None: it did not."""
+        heard = self.nodes.get(guest.node)
+        return heard.report.counters.get(guest.name) if heard else None
 
     def events(self, job_id: int, *, uid: int = EVERYBODY) -> list[Event]:
         """Return what happened to a job, oldest first. Job ids come back: each event has its own owner."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 2.0  # after this long a waiting user is told what for
 SLOTS_MAX = 65536
 IDENT_MAX = 32
+COUNTERS_MAX_AGE_S = 1.0
 PROMISE_S = 30.0  # the driver lists a guest long before: as soon as it has its directory
 
 
@@ -86,7 +87,8 @@ class Door:
                 _require_root(uid)
                 await tell(connection, await self._epilog(message))
             case "status":
-                await tell_json(connection, _shown(await self._node.report(), self._node.journal.all(), uid))
+                report = await self._node.report(counters_max_age_s=COUNTERS_MAX_AGE_S)
+                await tell_json(connection, _shown(report, self._node.journal.all(), uid))
             case "list":
                 await tell_json(connection, _visible((await self._node.report()).guests, uid))
             case "show" | "map":
@@ -380,6 +382,7 @@ def _shown(report: NodeReport, events: Sequence[Event], uid: int) -> NodeReport:
     return msgspec.structs.replace(
         report,
         guests=guests,
+        counters={name: counters for name, counters in report.counters.items() if name in names},
         events=tuple(event for event in events if uid in (0, event.uid)),
         consoles={name: text for name, text in report.consoles.items() if name in names},
     )

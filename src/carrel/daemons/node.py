@@ -23,6 +23,7 @@ from carrel.daemons import console
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.journal import Journal
+from carrel.daemons.measure import Measures
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
 from carrel.daemons.report import Reporter
@@ -61,7 +62,8 @@ class Node:
         self.facts = JobFacts(self.scheduler)
         self.requests = JobRequests(self.directory / "jobs")
         self.inside = Inside(self.directory / "inside")
-        self.reporter = Reporter(settings.controller, self.report, period_s=settings.node.report_period_s)
+        self.measures = Measures(self.driver)
+        self.reporter = Reporter(settings.controller, self._measured, period_s=settings.node.report_period_s)
         self.journal = Journal(name, self.reporter.tell)
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
@@ -108,11 +110,21 @@ class Node:
             except NodeFaultError as error:
                 self.journal.add("node-fault", f"{directory} cannot be looked after: {error}")
 
-    async def report(self) -> NodeReport:
-        """Return everything that is known, as the controller and ``carrel node show`` get it."""
+    async def _measured(self) -> NodeReport:
+        return await self.report(counters_max_age_s=self.config.node.report_period_s)
+
+    async def report(self, *, counters_max_age_s: float | None = None) -> NodeReport:
+        """Return everything that is known, as the controller and ``carrel node show`` get it.
+
+        Args:
+            counters_max_age_s: How old may be what guests use; None: leave it out.
+        """
         guests = []
         for driver in list(self.drivers.values()):  # one may be loaded while another looks
             guests += list(await driver.guests())
+        counters = {}
+        if counters_max_age_s is not None:
+            counters = await self.measures.of(guests, max_age_s=counters_max_age_s)
         counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
             node=self.name,
@@ -126,7 +138,7 @@ class Node:
         consoles |= {
             g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
         }
-        return NodeReport(facts=facts, guests=tuple(counted), consoles=consoles, sent_s=time.time())
+        return NodeReport(facts=facts, guests=tuple(counted), counters=counters, consoles=consoles, sent_s=time.time())
 
     async def end(self, guest: Guest) -> None:
         """Destroy a guest, and keep the end of its console until the controller has been told: it says why."""

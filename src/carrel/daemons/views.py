@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from carrel.model.guest import Clone, Guest, GuestState, Per
+from carrel.model.guest import Clone, Counters, Guest, GuestState, Per
 from carrel.model.report import Event, NodeReport
 
 
@@ -35,6 +35,10 @@ class GuestView(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     cpus: int
     memory_bytes: int
+    memory_pss_bytes: int | None
+    """What it really takes, pages shared with others counted by their share; null: not read yet."""
+    memory_shared_bytes: int | None
+    """Pages that others have too, most of them a template's."""
     host_name: str
     kernel: str
     accelerator: str
@@ -121,7 +125,17 @@ def moment(time_s: float | None) -> datetime | None:
     return datetime.fromtimestamp(round(time_s, 3), UTC) if time_s else None
 
 
-def guest_view(guest: Guest) -> GuestView:
+def with_counters(guest: GuestView, counters: Counters | None) -> GuestView:
+    """Return the guest with what it used as of these counters; None changes nothing."""
+    if counters is None:
+        return guest
+    return msgspec.structs.replace(
+        guest, memory_pss_bytes=counters.memory_pss_bytes, memory_shared_bytes=counters.memory_shared_bytes
+    )
+
+
+def guest_view(guest: Guest, counters: Counters | None = None) -> GuestView:
+    """Return a guest as people see it, with what it used, as far as that was read."""
     run = guest.run
     return GuestView(
         name=guest.name,
@@ -143,6 +157,8 @@ def guest_view(guest: Guest) -> GuestView:
         slot=guest.slot,
         cpus=guest.cpus,
         memory_bytes=guest.memory_bytes,
+        memory_pss_bytes=counters.memory_pss_bytes if counters else None,
+        memory_shared_bytes=counters.memory_shared_bytes if counters else None,
         host_name=guest.host_name,
         kernel=guest.kernel,
         accelerator=guest.accelerator,

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from carrel.model.guest import Guest
+from carrel.model.guest import Counters, Guest
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +37,8 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
 
     facts: NodeFacts
     guests: tuple[Guest, ...] = ()
+    counters: dict[str, Counters] = {}
+    """What guests used, by name, as last read; a guest that was not read yet is absent."""
     events: tuple[Event, ...] = ()
     """Events since the last report that was taken."""
     consoles: dict[str, str] = {}

@@ -157,7 +157,7 @@ class QemuDriver:
         qemu = directory.pids().get("qemu")
         if qemu is None or not qemu.alive:
             return Counters()
-        return _counters(qemu.number)
+        return await asyncio.to_thread(_counters, qemu.number)  # the kernel walks all of its pages
 
     async def _set_clock(self, directory: GuestDirectory) -> None:
         control = await self._control(directory)
@@ -496,13 +496,13 @@ def _unwritten(directory: GuestDirectory) -> dict[str, Pid]:
 
 
 def _counters(pid: int) -> Counters:
-    cpu = rss = pss = None
+    cpu = rss = pss = shared = None
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         rss = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                pss = int(line.split()[1]) * 1024
-    return Counters(cpu_seconds_total=cpu, memory_bytes=rss, memory_pss_bytes=pss)
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        pss, shared = kib["Pss"] * 1024, (kib["Shared_Clean"] + kib["Shared_Dirty"]) * 1024
+    return Counters(cpu_seconds_total=cpu, memory_bytes=rss, memory_pss_bytes=pss, memory_shared_bytes=shared)
