@@ -15,6 +15,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     (tmp_path / "carrel.toml").write_text("")
     monkeypatch.setenv("CARREL_CONFIG", str(tmp_path / "carrel.toml"))
     monkeypatch.setenv("CARREL_IMAGE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("CARREL_TEMPLATE_STORE", str(tmp_path / "templates"))
     staged = tmp_path / "store/staged"
     staged.mkdir(parents=True)
     (staged / "root.img").write_bytes(b"root")

@@ -5,6 +5,8 @@ A node's own view is less than the cluster's, so the user is told on stderr when
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +36,11 @@ def local_nodes(settings: Config) -> list[str]:
     pattern = f"{prefix}*{suffix}/{rest}".rstrip("/") + "/carreld.sock"
     names = (path.relative_to(parent or "/").parts[0] for path in Path(parent or "/").glob(pattern))
     return sorted(name.removeprefix(prefix).removesuffix(suffix) for name in names)
+
+
+def nodes_here(settings: Config) -> list[str]:
+    """Return the nodes of this machine; where no carreld ever ran, the one that would be here."""
+    return local_nodes(settings) or [os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]]
 
 
 def ask_node(settings: Config, node: str, verb: str, **words: str) -> Any:

@@ -3,20 +3,16 @@
 ``build`` makes one of a distribution's packages, ``add`` takes one from elsewhere; both only ever add to the store.
 """
 
-import contextlib
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import msgspec
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from carrel import config, paths
+from carrel.cli import templates
+from carrel.cli.progress import progress
 from carrel.images import make
 from carrel.images.build import build as build_image
 from carrel.images.build import built, recipe_of
@@ -24,6 +20,8 @@ from carrel.images.kernel import ensure_kernel, prune_kernels, unpack_kernel
 from carrel.images.store import Store
 
 app = App(name="image", help="Images that guests are cloned from.")
+app.command(templates.warm)
+app.command(templates.templates)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="For programs.")]
 Name = Annotated[str, Parameter(help="A name, a hash, or at least six digits that only one hash begins with.")]
@@ -48,12 +46,12 @@ def build(
     packages = tuple(package for package in include.split(",") if package)
     name = name or what.name
     image = None if force else built(store, what, name=name, include=packages)
-    with _progress(name) as progress:
-        _kernel(store, progress, refresh=force)
+    with progress(name) as tell:
+        _kernel(store, tell, refresh=force)
         if image:
             state = "is there"
         else:
-            image = build_image(store, what, name=name, include=packages, progress=progress)
+            image = build_image(store, what, name=name, include=packages, progress=tell)
             state = "built"
     print(f"{name} {state}: {image.hash[:12]}, {image.disk_bytes // _MIB} MiB, {image.distribution}")
 
@@ -64,8 +62,8 @@ def add(
     source: Annotated[Path, Parameter(help="A root as tar (also .gz, .xz, .zst), a directory, or a raw ext4 disk.")],
 ) -> None:
     """Add an image from a file or a directory. Nothing need be installed in it for Carrel."""
-    with _progress(name) as progress:
-        image = make.add(_store(), source, name=name, progress=progress)
+    with progress(name) as tell:
+        image = make.add(_store(), source, name=name, progress=tell)
     without = "" if image.shell else "; it has no /bin/sh, so job scripts cannot run in it"
     print(
         f"{name} added: {image.hash[:12]}, {image.disk_bytes // _MIB} MiB, {image.distribution or 'unknown'}{without}"
@@ -94,8 +92,9 @@ def show(name: Name, *, as_json: Json = False) -> None:
     """Show what is known about an image."""
     store = _store()
     image = store.resolve(name)
+    found = templates.of_image(image.hash)
     if as_json:
-        print(msgspec.json.encode(image).decode())
+        print(msgspec.json.encode(msgspec.to_builtins(image) | {"templates": found}).decode())
         return
     rows = {
         "name": image.name or "-",
@@ -107,6 +106,7 @@ def show(name: Name, *, as_json: Json = False) -> None:
         "filesystem": image.filesystem,
         "shell": "yes" if image.shell else "no /bin/sh: job scripts cannot run in it",
         "kernel": image.kernel or "the newest of the store",
+        "templates": templates.in_words(found),
         "disk": str(store.root_disk(image)),
         "packages": " ".join(image.packages) or "-",
     }
@@ -123,67 +123,30 @@ def verify(name: Name) -> None:
 
 @app.command
 def remove(name: Name) -> None:
-    """Remove an image. Guests that run from it keep it until they end."""
+    """Remove an image, and its templates on this node. Guests that run from it keep it until they end."""
     image = _store().remove(name)
-    print(f"{name} removed ({image.hash[:12]}); guests that run from it keep it until they end")
+    gone = templates.forget([image.hash])
+    print(f"{name} removed ({image.hash[:12]}), with {gone}; guests that run from it keep it until they end")
 
 
 @app.command
 def prune() -> None:
-    """Remove images without a name, and kernels that a newer one replaced. Guests that run keep theirs."""
+    """Remove images without a name, their templates on this node, and kernels that a newer one replaced.
+
+    Guests that run keep theirs.
+    """
     store = _store()
     images = store.prune()
     kernels = prune_kernels(store.path)
     freed = sum(image.disk_bytes for image in images)
-    print(f"removed {len(images)} images ({freed // _MIB} MiB) and {len(kernels)} files of older kernels")
+    gone = templates.forget([image.hash for image in images])
+    print(f"removed {len(images)} images ({freed // _MIB} MiB), {gone} and {len(kernels)} files of older kernels")
 
 
-def _kernel(store: Store, progress: Callable[[str], None], *, refresh: bool) -> None:
+def _kernel(store: Store, tell: Callable[[str], None], *, refresh: bool) -> None:
     """Without the agent there is only half to do: its initramfs is made when it is first needed."""
     agent = paths.libexec() / "carrel-agent"
     if agent.exists():
-        ensure_kernel(store.path, agent=agent, progress=progress, refresh=refresh)
+        ensure_kernel(store.path, agent=agent, progress=tell, refresh=refresh)
     else:
-        unpack_kernel(store.path, progress=progress, refresh=refresh)
-
-
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[str], None]]:
-    """One live line with the phase and the time on a terminal, a line for each phase elsewhere; on stderr."""
-    console = Console(stderr=True)
-    began = time.monotonic()
-    phases = [""]
-
-    def line() -> str:
-        return f"{name}: {phases[-1]} ({time.monotonic() - began:.0f} s)"
-
-    with _ended_like_interrupted():
-        if not console.is_terminal:
-            yield lambda phase: print(f"{name}: {phase}", file=sys.stderr, flush=True)
-            return
-        with console.status(_Elapsed(line), spinner="dots"):
-            yield phases.append
-
-
-class _Elapsed:
-    """A line that is computed anew at each refresh."""
-
-    def __init__(self, line: Callable[[], str]) -> None:
-        self._line = line
-
-    def __rich__(self) -> str:
-        return self._line()
-
-
-@contextlib.contextmanager
-def _ended_like_interrupted() -> Iterator[None]:
-    """Clean up on SIGTERM as on Ctrl-C."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        unpack_kernel(store.path, progress=tell, refresh=refresh)

@@ -1,7 +1,5 @@
 """``carrel node``: nodes, and why one cannot run guests."""
 
-import os
-import socket
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -9,7 +7,6 @@ from cyclopts import App, Parameter
 from carrel import config
 from carrel.cli import api, output
 from carrel.cli.guest import Json
-from carrel.config import Config
 from carrel.daemons import views
 from carrel.errors import NotFoundError
 
@@ -64,7 +61,7 @@ def check(node: Node = "", /, *, json: Json = False) -> int:
     from carrel.cli import doctor  # noqa: PLC0415
 
     settings = config.load()
-    found = doctor.examine(settings, [node] if node else _here(settings))
+    found = doctor.examine(settings, [node] if node else api.nodes_here(settings))
     if json:
         output.objects(found)
     else:
@@ -73,10 +70,6 @@ def check(node: Node = "", /, *, json: Json = False) -> int:
             if one.next:
                 print(f"{'':<8} next: {one.next}")
     return 0 if all(one.ok for one in found) else 1
-
-
-def _here(settings: Config) -> list[str]:
-    return api.local_nodes(settings) or [os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]]
 
 
 def _find(found: list[views.NodeView], name: str) -> views.NodeView:
