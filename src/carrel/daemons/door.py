@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 2.0  # after this long a waiting user is told what for
 SLOTS_MAX = 65536
 IDENT_MAX = 32
-COUNTERS_MAX_AGE_S = 1.0
 PROMISE_S = 30.0  # the driver lists a guest long before: as soon as it has its directory
 
 
@@ -87,7 +86,7 @@ class Door:
                 _require_root(uid)
                 await tell(connection, await self._epilog(message))
             case "status":
-                report = await self._node.report(counters_max_age_s=COUNTERS_MAX_AGE_S)
+                report = await self._node.report(counters_max_age_s=0)
                 await tell_json(connection, _shown(report, self._node.journal.all(), uid))
             case "list":
                 await tell_json(connection, _visible((await self._node.report()).guests, uid))

@@ -62,7 +62,13 @@ class Stock:
     @property
     def readable(self) -> bool:
         """Whether the caller may look at them; where there are none, there is nothing to hide."""
-        return not self._templates.path.exists() or os.access(self._templates.path, os.R_OK | os.X_OK)
+        try:
+            self._templates.path.stat()
+        except FileNotFoundError:
+            return True
+        except PermissionError:
+            return False
+        return os.access(self._templates.path, os.R_OK | os.X_OK)
 
     async def warm(
         self, name: str, sizes: Iterable[tuple[int, int]], *, progress: Callable[[str], None]
