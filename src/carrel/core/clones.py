@@ -22,7 +22,13 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(
-    wish: CloneWish, *, share: Literal["all", "user", "none"], has_template: bool, failure: str = "", shape: str
+    wish: CloneWish,
+    *,
+    share: Literal["all", "user", "none"],
+    has_template: bool,
+    failure: str = "",
+    broken: str = "",
+    shape: str,
 ) -> Choice:
     """Return the kind of clone that a guest becomes, and why.
 
@@ -30,7 +36,8 @@ def choose(
         wish: What the user or the site asked for.
         share: The site's ``guests.templates.share``.
         has_template: One for a guest of this shape is there.
-        failure: Why the last attempt to make or use one failed, lately; empty: it did not.
+        failure: Why the last attempt to make one failed, lately; empty: it did not.
+        broken: Why this guest could not come from the one that was there; empty: that was not tried.
         shape: What the template is for, in words.
 
     Raises:
@@ -45,6 +52,12 @@ def choose(
                 "use --guest-clone=linked, or leave it out"
             )
         return Choice(clone="linked", why="this site lets no guests share memory (guests.templates.share = none)")
+    if broken:
+        return Choice(
+            clone="linked",
+            why=f"the template for {shape} was of no use and is made anew: {broken}",
+            make_template=True,
+        )
     if has_template:
         return Choice(clone="instant", why=f"from a template for {shape}")
     if failure:

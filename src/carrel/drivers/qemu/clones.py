@@ -29,6 +29,14 @@ FAILURE_KEPT_S = 600.0
 _LOG = logging.getLogger("carreld")
 
 
+class Broken(msgspec.Struct, frozen=True, kw_only=True):
+    """That a guest could not come from its template."""
+
+    why: str
+    used_s: float
+    """When that was tried: one made later is another."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How one guest comes to be."""
 
@@ -52,14 +60,16 @@ class Clones:
         self._making: dict[str, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
 
-    async def plan(self, spec: GuestSpec, *, kernel: KernelFiles, accelerator: Accelerator, broken: str = "") -> Plan:
+    async def plan(
+        self, spec: GuestSpec, *, kernel: KernelFiles, accelerator: Accelerator, broken: Broken | None = None
+    ) -> Plan:
         """Return how this guest comes to be.
 
         Args:
             spec: What was asked for.
             kernel: What a new guest boots now.
             accelerator: What it runs with.
-            broken: Why the template that it was to come from is of no use; empty: nothing was tried.
+            broken: The template that it was to come from, where that was tried in vain.
 
         Raises:
             RefusedError: an instant clone was asked for by name, and the site forbids them.
@@ -73,12 +83,10 @@ class Clones:
             spec.clone,
             share=self._limits.share,
             has_template=template is not None,
-            failure="" if broken else self._failure(conditions),
+            failure=self._failure(conditions),
+            broken=broken.why if broken else "",
             shape=shape(spec.image_name, conditions),
         )
-        if broken:
-            why = f"the template for {shape(spec.image_name, conditions)} was of no use and is made anew: {broken}"
-            choice = msgspec.structs.replace(choice, why=why)
         memory = Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes) if template else None
         return Plan(choice=choice, memory=memory, conditions=conditions, template=template)
 
@@ -110,10 +118,12 @@ class Clones:
             return None
         return lambda stack: self.templates.open(template, uid=spec.uid, stack=stack)
 
-    async def broken(self, digest: str, why: str) -> None:
-        """Remove a template that a guest could not go on from."""
-        _LOG.warning("template %s removed: %s", digest, why)
-        await asyncio.to_thread(self.templates.discard, digest)
+    async def remove(self, conditions: Conditions, broken: Broken) -> None:
+        """Remove a template that a guest could not come from, unless it was made anew since."""
+        found = await asyncio.to_thread(self.templates.find, conditions)
+        if found is None or found.created_s < broken.used_s:
+            _LOG.warning("template %s removed: %s", conditions.digest, broken.why)
+            await asyncio.to_thread(self.templates.discard, conditions.digest)
 
     def make_soon(self, plan: Plan, *, image: ImageFiles, kernel: KernelFiles) -> None:
         """Make the template for the next guest of this shape. A second call changes nothing."""

@@ -20,13 +20,13 @@ from carrel import config
 from carrel.core.clones import growth
 from carrel.core.guests import refuse_other_mounts
 from carrel.drivers.qemu import accelerator, cgroups, launch
-from carrel.drivers.qemu.clones import Clones
+from carrel.drivers.qemu.clones import Broken, Clones
 from carrel.drivers.qemu.command import Accelerator
 from carrel.drivers.qemu.control import Control, identity, kernel_of
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
-from carrel.drivers.qemu.templates import Parts
+from carrel.drivers.qemu.templates import Parts, TemplateError
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
@@ -41,10 +41,6 @@ DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 
 _T = TypeVar("_T")
-
-
-class _BrokenTemplateError(CarrelError):
-    """A guest does not go on from its template; the sentence says how that was seen."""
 
 
 class QemuDriver:
@@ -235,11 +231,7 @@ class QemuDriver:
                 elif ended := directory.end():
                     raise RefusedError(record.failure or _gone_sentence(*ended))
                 if record.ready_s is None:
-                    try:
-                        record = await self._introduce(directory, record)
-                    except _BrokenTemplateError as error:
-                        record = await self._start_anew(directory, record, error)
-                        record = await self._introduce(directory, record)
+                    record = await self._finish(directory, record)
         except TimeoutError as error:
             sentence = _why_not_ready(directory, spec)
             await self._end_processes(directory)
@@ -248,8 +240,21 @@ class QemuDriver:
             raise _failed(directory, await self._why_gone(directory, spec, error)) from error
         return self._look(directory)
 
-    async def _start(self, directory: GuestDirectory, spec: GuestSpec, *, broken: str = "") -> Record:
-        image = self._context.images.files(spec.image)
+    async def _start(self, directory: GuestDirectory, spec: GuestSpec) -> Record:
+        began_s = time.time()
+        try:
+            return await self._try(directory, spec)
+        except TemplateError as error:  # nothing runs yet
+            return await self._try(directory, spec, broken=Broken(why=str(error), used_s=began_s))
+
+    async def _finish(self, directory: GuestDirectory, record: Record) -> Record:
+        try:
+            return await self._introduce(directory, record)
+        except TemplateError as error:
+            return await self._introduce(directory, await self._start_anew(directory, record, error))
+
+    async def _try(self, directory: GuestDirectory, spec: GuestSpec, *, broken: Broken | None = None) -> Record:
+        image = msgspec.structs.replace(self._context.images.files(spec.image), name=spec.image_name)
         if not image.has_shell:
             raise RefusedError(
                 f"image {spec.image_name} has no /bin/sh, so no command can run in it; see: carrel image show"
@@ -257,6 +262,8 @@ class QemuDriver:
         kernel = await asyncio.to_thread(self._context.images.kernel)
         kind, why = await self._accelerator()
         plan = await self.clones.plan(spec, kernel=kernel, accelerator=kind, broken=broken)
+        if broken:
+            await self.clones.remove(plan.conditions, broken)
         if directory.path.exists():  # left by a carreld that was killed before it had started this guest
             await self._end_processes(directory)
             await asyncio.to_thread(directory.remove)
@@ -282,21 +289,18 @@ class QemuDriver:
                 raise
             raise RefusedError(f"guest {spec.name} cannot be started: {error}") from error
         await self._running(directory, guard)
-        if plan.choice.make_template or broken:
+        if plan.choice.make_template:
             self.clones.make_soon(plan, image=image, kernel=kernel)
         return directory.read() or record
 
     async def _start_anew(self, directory: GuestDirectory, record: Record, error: CarrelError) -> Record:
         """Boot a guest whose template was of no use, in what is left of its time."""
-        ended = await self._ended(directory)
-        why = f"{ended[1] if ended else error}"
         await self._end_processes(directory)
         await asyncio.to_thread(cgroups.remove, record.spec.job_cgroups, launch.cgroup_name(record.spec))
         if monitor := self._monitors.pop(directory.name, None):
             await monitor.close()
-        await self.clones.broken(record.template, why)
         await asyncio.to_thread(directory.remove)
-        return await self._start(directory, record.spec, broken=why)
+        return await self._try(directory, record.spec, broken=Broken(why=str(error), used_s=record.started_s))
 
     async def _launch(
         self,
@@ -333,8 +337,12 @@ class QemuDriver:
             await asyncio.sleep(WATCH_PERIOD_S / 10)
 
     async def _introduce(self, directory: GuestDirectory, record: Record) -> Record:
-        """Wait for the agent, and tell it who it is."""
-        control = await self._control(directory)
+        """Wait for the agent, and tell it who it is.
+
+        Raises:
+            TemplateError: it does not go on from its template.
+        """
+        control = await self._awake_by(directory, record, self._control(directory))
         phases = [("qemu", time.time() - record.started_s)]
 
         def mark(phase: str) -> None:
@@ -364,24 +372,38 @@ class QemuDriver:
         return ready
 
     async def _awake(self, directory: GuestDirectory, record: Record, control: Control) -> str:
-        """Return the guest's kernel once its agent has said hello, after a boot or from a template.
-
-        Raises:
-            _BrokenTemplateError: it does not go on from its template.
-        """
+        """Return the guest's kernel once its agent has said hello, after a boot or from a template."""
         if not record.template:
             return kernel_of(await self._while_it_lives(directory, control.hello()))
+
+        async def resume() -> str:
+            monitor = await self._monitor(directory)
+            await self._while_it_lives(directory, monitor.restore(record.state))
+            # The template was stopped in conversation, so its agent does not greet by itself.
+            await control.tell({"verb": "hello"})
+            return kernel_of(await self._while_it_lives(directory, control.hello()))
+
+        return await self._awake_by(directory, record, resume())
+
+    async def _awake_by(self, directory: GuestDirectory, record: Record, work: Coroutine[Any, Any, _T]) -> _T:
+        """Return what ``work`` returns, which the template has a part in where there is one.
+
+        Raises:
+            TemplateError: it did not come about, and nobody else is to blame.
+        """
+        # What is left is for the boot of another.
+        limit_s = min(self._settings.resume_timeout_s, record.spec.boot_timeout_s / 2) if record.template else None
         try:
-            async with asyncio.timeout(self._settings.resume_timeout_s):
-                monitor = await self._monitor(directory)
-                await self._while_it_lives(directory, monitor.restore(record.state))
-                # The template was stopped in conversation, so its agent does not greet by itself.
-                await control.tell({"verb": "hello"})
-                return kernel_of(await self._while_it_lives(directory, control.hello()))
+            async with asyncio.timeout(limit_s):
+                return await work
         except TimeoutError as error:
-            raise _BrokenTemplateError(f"no word from it after {self._settings.resume_timeout_s:g} s") from error
+            raise TemplateError(f"no word from it after {limit_s:g} s") from error
         except UnreachableError as error:
-            raise _BrokenTemplateError(str(error)) from error
+            ended = await self._ended(directory) if record.template else None
+            # Whoever ends the guest with its job, or takes its memory, says nothing against the template.
+            if not record.template or (ended and ended[0] not in {"exited", "stopped"}):
+                raise
+            raise TemplateError(ended[1] if ended else str(error)) from error
 
     async def _while_it_lives(self, directory: GuestDirectory, work: Coroutine[Any, Any, _T]) -> _T:
         """Return what ``work`` returns.

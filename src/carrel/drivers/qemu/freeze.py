@@ -44,16 +44,16 @@ async def make(
     Raises:
         CarrelError: it cannot be made; nothing of the attempt is left.
     """
-    with templates.making(conditions) as new:
-        if new is None:
-            return None
-        try:
+    try:
+        with templates.making(conditions) as new:
+            if new is None:
+                return None
             async with asyncio.timeout(timeout_s):
                 return await _make(templates, conditions, new, settings=settings, user=user, image=image, kernel=kernel)
-        except TimeoutError as error:
-            raise CarrelError(f"its guest was not ready after {timeout_s:g} s") from error
-        except OSError as error:
-            raise CarrelError(f"{templates.path}: {error.strerror or error}") from error
+    except TimeoutError as error:
+        raise CarrelError(f"its guest was not ready after {timeout_s:g} s") from error
+    except OSError as error:
+        raise CarrelError(f"{templates.path}: {error.strerror or error}") from error
 
 
 async def _make(

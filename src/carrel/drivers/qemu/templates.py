@@ -7,7 +7,7 @@
     <directory>/<digest>/state            its devices
     <directory>/<digest>/disk             what it wrote to its disk: an overlay on the image
     <directory>/<digest>/empty            an empty overlay on ``disk``, which each clone gets a copy of
-    <directory>/.lock-<digest>            held by whoever makes it
+    <directory>/.new-<digest>             one that is being made, locked (``flock``) by whoever makes it
 
 A clone maps the memory privately, from a file that nobody can write: a sealed memfd, which carreld fills from ``ram``
 once. QEMU 7.2 opens its memory's file for writing whatever it is told, and the seal makes that harmless, so that users
@@ -20,7 +20,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +33,13 @@ from carrel.errors import CarrelError
 
 SAVE_TIMEOUT_S = 120.0
 _DIGEST_DIGITS = 32
-_ABANDONED_AFTER_S = 3600.0
+_NEW = ".new-"
 _PARTS = ("state", "disk", "empty")
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class TemplateError(CarrelError):
+    """A guest cannot come from this template, and boots instead; the sentence says how that was seen."""
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +78,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     """How long it took to boot and stop."""
     ram_bytes: int = 0
     """Memory that it really takes."""
+    sizes: tuple[int, ...] = ()
+    """Of its files ``ram``, ``state``, ``disk`` and ``empty``, so that one that was cut off is known."""
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,14 +122,17 @@ class Templates:
         """Return what a clone for this user is made from, open until ``stack`` closes.
 
         Raises:
-            CarrelError: it went away, or cannot be read.
+            TemplateError: it went away, or is not whole.
         """
         home = self.path / template.conditions.digest
         try:
             # One made anew under the same name has other memory: what is opened here belongs together.
             directory = _open(stack, home, os.O_PATH | os.O_DIRECTORY)
             if os.fstat(directory).st_ino != home.stat().st_ino or self._read(home) != template:
-                raise CarrelError(f"template {home.name} of {template.image_name} was made anew")
+                raise TemplateError("it was made anew meanwhile")
+            for name, size in zip(("ram", *_PARTS), template.sizes, strict=True):
+                if (found := os.stat(name, dir_fd=directory).st_size) != size:
+                    raise TemplateError(f"its {name} has {found} bytes, and had {size}")
             state, disk, empty = (_open(stack, Path(name), os.O_RDONLY, within=directory) for name in _PARTS)
             with self._loading:
                 # One of the clone's own: the store may let its own go while QEMU is being started.
@@ -132,7 +140,7 @@ class Templates:
                 stack.callback(os.close, ram)
             os.utime(home)
         except OSError as error:
-            raise CarrelError(f"template {home.name} of {template.image_name}: {error}") from error
+            raise TemplateError(f"its {error.filename or 'memory'}: {error.strerror}") from error
         return Parts(ram=ram, state=state, disk=disk, empty=empty)
 
     def _ram(self, template: Template, directory: int, whose: int) -> int:
@@ -148,19 +156,18 @@ class Templates:
     def making(self, conditions: Conditions) -> Iterator[Path | None]:
         """Yield an empty directory to make a template in; None: another process is making the same one."""
         self._make_own()
-        lock = os.open(self.path / f".lock-{conditions.digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            yield None
-            return
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path))
-        try:
-            yield new
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-            os.close(lock)
+        new = self.path / f"{_NEW}{conditions.digest}"
+        new.mkdir(mode=0o700, exist_ok=True)
+        with _locked(new) as ours:
+            if not ours:
+                yield None
+                return
+            _empty(new)  # what somebody who was killed had made
+            try:
+                yield new
+            finally:
+                if ours():
+                    shutil.rmtree(new, ignore_errors=True)
 
     def add(self, template: Template, new: Path, *, ram: int) -> Template:
         """Take over what was made in ``new``, with the memory in the memfd ``ram``, and let it be found; return it.
@@ -175,7 +182,10 @@ class Templates:
         (new / "ram").chmod(0o600)
         for name in ("ram", *_PARTS):
             _sync(new / name)
-        whole = msgspec.structs.replace(template, ram_bytes=(new / "ram").stat().st_blocks * 512)
+        facts = [(new / name).stat() for name in ("ram", *_PARTS)]
+        whole = msgspec.structs.replace(
+            template, ram_bytes=facts[0].st_blocks * 512, sizes=tuple(file.st_size for file in facts)
+        )
         (new / "template.json").write_bytes(msgspec.json.encode(whole))
         _sync(new / "template.json")
         shutil.rmtree(home, ignore_errors=True)
@@ -212,7 +222,7 @@ class Templates:
                 removed.append(template)
                 kept_bytes -= template.ram_bytes
             self._discard(home)
-        self._sweep(now_s)
+        self._sweep()
         return removed
 
     def keep_only(self, wanted: Callable[[Conditions], bool]) -> Sequence[Template]:
@@ -235,11 +245,11 @@ class Templates:
                 if template is None or template.created_s != key[1]:
                     os.close(self._loaded.pop(key))
 
-    def _sweep(self, now_s: float) -> None:
+    def _sweep(self) -> None:
         """Remove what was begun by processes that were killed."""
-        for path in self.path.glob(".new-*"):
-            with contextlib.suppress(OSError):
-                if now_s - path.stat().st_mtime > _ABANDONED_AFTER_S:
+        for path in self.path.glob(f"{_NEW}*"):
+            with contextlib.suppress(OSError), _locked(path) as ours:
+                if ours:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _homes(self) -> list[Path]:
@@ -247,8 +257,45 @@ class Templates:
 
     def _read(self, home: Path) -> Template | None:
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode((home / "template.json").read_bytes(), type=Template)
+            template = msgspec.json.decode((home / "template.json").read_bytes(), type=Template)
+            return template if template.conditions.digest == home.name and template.sizes else None
         return None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[Callable[[], bool] | None]:
+    """Yield what tells whether the directory of this name is still the one that was locked; None: it is another's."""
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:  # somebody else was quicker to remove it
+        yield None
+        return
+
+    def ours() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return directory.stat().st_ino == os.fstat(lock).st_ino
+        return False
+
+    try:
+        yield ours if _lock(lock) and ours() else None
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def new_ram(size_bytes: int) -> int:
