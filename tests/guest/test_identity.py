@@ -13,7 +13,7 @@ from carrel.sandbox.cluster import Sandbox
 from carrel.testing.guests import IMAGE, allocation, outcome, same_as_bare
 from carrel.testing.sandbox import User
 
-pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
+pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.clones("instant", "linked")]
 
 SRUN = ["srun", "--overlap", "-n1"]
 GUEST = [f"--guest={IMAGE}"]

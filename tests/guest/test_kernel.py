@@ -13,7 +13,13 @@ from carrel.sandbox.cluster import Sandbox
 from carrel.testing.guests import IMAGE, allocation, outcome
 from carrel.testing.sandbox import User
 
-pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.guest,
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+    pytest.mark.clones("instant", "linked", "full"),
+]
 
 _LOOK = "uname -r; uname -n; cat /proc/sys/kernel/random/boot_id /etc/machine-id; echo $SLURMD_NODENAME"
 

@@ -21,9 +21,11 @@ GUEST = (f"--guest={IMAGE}", "--mem=400")
 SLEEP = "#!/bin/sh\nsleep 600\n"
 
 
-@pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
+# A boot that is cancelled, or whose carreld dies, differs by the clone; which way Slurm tracks processes does not.
+@pytest.fixture(scope="module", params=[("linuxproc", "linked"), ("cgroup", "instant")], ids="-".join)
 def box(request: pytest.FixtureRequest, sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
-    made = sandbox_factory(proctrack=request.param)
+    proctrack, clone = request.param
+    made = sandbox_factory(proctrack=proctrack, carrel_conf=f'[guests]\nclone = "{clone}"\n')
     yield made
     made.down()
 

@@ -24,9 +24,11 @@ MEMORY = Path("/sys/fs/cgroup/memory")
 HOG = ["tail", "/dev/zero"]  # looks for the end of a line that never ends
 
 
-@pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
+# An instant clone's memory is plugged into it, a linked one's is there from the start.
+@pytest.fixture(scope="module", params=[("linuxproc", "linked"), ("cgroup", "instant")], ids="-".join)
 def box(request: pytest.FixtureRequest, sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
-    made = sandbox_factory(nodes=1, proctrack=request.param)
+    proctrack, clone = request.param
+    made = sandbox_factory(nodes=1, proctrack=proctrack, carrel_conf=f'[guests]\nclone = "{clone}"\n')
     yield made
     made.down()
 

@@ -12,7 +12,13 @@ from carrel.sandbox.cluster import Sandbox
 from carrel.testing.guests import GUEST_TIMEOUT_S, IMAGE, allocation
 from carrel.testing.sandbox import User
 
-pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.guest,
+    pytest.mark.root,
+    pytest.mark.timeout(400),
+    pytest.mark.clones("instant", "linked"),
+]
 
 
 class Place(msgspec.Struct, frozen=True):

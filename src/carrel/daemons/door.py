@@ -293,7 +293,10 @@ class Door:
             has_hash=guest.image,
         )
         if spec.name not in known:
-            self._say("guest-ready", f"ready {(guest.ready_s or 0) - guest.started_s:.2f} s after its start", guest)
+            took_s = (guest.ready_s or 0) - guest.started_s
+            self._say(
+                "guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}", guest
+            )
         return guest
 
     async def _runner(self, connection: socket.socket, message: wire.Message) -> None:
