@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import clones
+
 from carrel.sandbox.cluster import Sandbox
 from carrel.testing.guests import allocation
 
@@ -51,6 +53,7 @@ def launch(box: Sandbox, figures: Figures, repeat: int) -> None:
     """From ``srun`` to the end of its first command, bare and in each kind of clone, in turn."""
     kinds = {
         "srun true, bare": ["srun", "true"],
+        "srun true, instant clone": ["srun", f"--guest={IMAGE}", "--guest-clone=instant", "true"],
         "srun true, linked clone": ["srun", f"--guest={IMAGE}", "--guest-clone=linked", "true"],
         "srun true, full clone": ["srun", f"--guest={IMAGE}", "--guest-clone=full", "true"],
     }
@@ -168,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each kind")
     parser.add_argument(
-        "--only", choices=["launch", "entering", "stream", "daemon", "throughput"], help="one part only"
+        "--only", choices=["launch", "clones", "entering", "stream", "daemon", "throughput"], help="one part only"
     )
     arguments = parser.parse_args()
     figures = Figures()
@@ -177,9 +180,12 @@ def main() -> None:
     chosen = {name: part for name, part in parts.items() if arguments.only in (None, name)}
     if chosen:
         with Sandbox(nodes=3, extra_conf=SHARED) as box:
+            box.run(["carrel", "image", "warm", IMAGE, "--memory", "512"], timeout_s=600)
             box.run(["srun", f"--guest={IMAGE}", "true"], timeout_s=600)  # the page cache is warm for all
             for part in chosen.values():
                 part(box, figures, arguments.repeat)
+    if arguments.only in (None, "clones"):
+        clones.measure(figures.row, arguments.repeat)
     if arguments.only in (None, "throughput"):
         throughput(figures, arguments.repeat)
 

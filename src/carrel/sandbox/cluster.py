@@ -119,6 +119,7 @@ class Sandbox(Remote):
         self,
         *,
         nodes: int = 3,
+        node_memory_mb: int = 8000,
         dir: Path | None = None,  # noqa: A002  # the word of the command line
         netns: bool = False,
         slurmdbd: bool = False,
@@ -146,6 +147,7 @@ class Sandbox(Remote):
         self.spec = Spec(
             dir=str(self.dir),
             nodes=nodes,
+            node_memory_mb=node_memory_mb,
             netns=netns,
             slurmdbd=slurmdbd,
             proctrack=proctrack,

@@ -15,7 +15,6 @@ _DATABASE_PORT_OFFSET = 60
 """Above the ports of the nodes, below the next sandbox's block."""
 
 NODE_CPUS = 4
-NODE_MEMORY_MB = 8000
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +136,7 @@ AccountingStoreFlags=job_comment,job_env,job_script
 
 def _nodes(place: Place) -> str:
     shape = f"CPUs={NODE_CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={NODE_CPUS} ThreadsPerCore=1"
-    lines = [f"NodeName=DEFAULT {shape} RealMemory={NODE_MEMORY_MB}"]
+    lines = [f"NodeName=DEFAULT {shape} RealMemory={place.spec.node_memory_mb}"]
     for node in place.nodes:
         address, port = place.node_endpoint(node)
         host = node if place.addresses else place.host

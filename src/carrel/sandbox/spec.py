@@ -14,6 +14,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     dir: str
     nodes: int = 3
+    node_memory_mb: int = 8000
+    """What Slurm gives to jobs on each node; nothing checks that this machine has it."""
     netns: bool = False
     slurmdbd: bool = False
     proctrack: Literal["linuxproc", "cgroup"] = "linuxproc"
