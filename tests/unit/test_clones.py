@@ -2,7 +2,7 @@
 
 import pytest
 
-from carrel.core.clones import Choice, base_memory, choose, growth
+from carrel.core.clones import Choice, base_memory, choose, fits, growth
 from carrel.errors import RefusedError
 
 MIB = 2**20
@@ -36,6 +36,18 @@ def test_a_guest_boots_where_its_template_was_of_no_use_says_so_and_has_it_made_
     chosen = choose("instant", share="all", has_template=True, failure="x", broken="its ram is gone", shape=SHAPE)
     assert (chosen.clone, chosen.make_template) == ("linked", True)
     assert chosen.why == f"the template for {SHAPE} was of no use and is made anew: its ram is gone"
+
+
+@pytest.mark.parametrize("wish", ["auto", "instant"])
+def test_a_guest_so_large_that_a_boot_is_quicker_boots_and_no_template_is_made_for_it(wish: str) -> None:
+    chosen = choose(wish, share="all", has_template=False, fits=False, shape=SHAPE)  # type: ignore[arg-type]
+    assert (chosen.clone, chosen.make_template) == ("linked", False)
+    assert "guests.templates.base_max_bytes" in chosen.why
+
+
+def test_what_is_plugged_in_is_at_most_eight_times_what_is_there() -> None:
+    assert fits(9 * 256 * MIB, 256 * MIB)
+    assert not fits(9 * 256 * MIB + 4 * MIB, 256 * MIB)
 
 
 @pytest.mark.parametrize("wish", ["linked", "full"])

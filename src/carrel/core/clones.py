@@ -11,6 +11,10 @@ _MIB = 2**20
 _STEP_BYTES = 4 * _MIB
 """What a guest's kernel can be given at least: the largest block of its page allocator."""
 
+_GROWTH_TIMES_MAX = 8
+"""How often a template's memory can be plugged into its clone. The clone's kernel keeps account of it, a 64th of it, in
+what it has already; and it takes time. See ``docs/design/0007-instant-clones.md``."""
+
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest becomes."""
@@ -28,6 +32,7 @@ def choose(
     has_template: bool,
     failure: str = "",
     broken: str = "",
+    fits: bool = True,
     shape: str,
 ) -> Choice:
     """Return the kind of clone that a guest becomes, and why.
@@ -38,6 +43,7 @@ def choose(
         has_template: One for a guest of this shape is there.
         failure: Why the last attempt to make one failed, lately; empty: it did not.
         broken: Why this guest could not come from the one that was there; empty: that was not tried.
+        fits: So much memory as this guest lacks in a template can be plugged in.
         shape: What the template is for, in words.
 
     Raises:
@@ -52,6 +58,11 @@ def choose(
                 "use --guest-clone=linked, or leave it out"
             )
         return Choice(clone="linked", why="this site lets no guests share memory (guests.templates.share = none)")
+    if not fits:
+        return Choice(
+            clone="linked",
+            why=f"to plug in what it has beyond {shape} takes longer than a boot (guests.templates.base_max_bytes)",
+        )
     if broken:
         return Choice(
             clone="linked",
@@ -81,6 +92,15 @@ def base_memory(memory_bytes: int, *, least_bytes: int, most_bytes: int) -> int:
     while size * 2 <= min(memory_bytes, most_bytes):
         size *= 2
     return size
+
+
+def fits(memory_bytes: int, base_bytes: int) -> bool:
+    """Tell whether a guest of this memory can come from a template of ``base_bytes`` in less than the time of a boot.
+
+    >>> [fits(gib * 2**30, 4 * 2**30) for gib in (1, 36, 37)]
+    [True, True, False]
+    """
+    return growth(memory_bytes, base_bytes) <= _GROWTH_TIMES_MAX * base_bytes
 
 
 def growth(memory_bytes: int, base_bytes: int) -> int:

@@ -77,7 +77,8 @@ class Clones:
         conditions = self.conditions(
             spec.image, cpus=spec.cpus, memory_bytes=spec.memory_bytes, kernel=kernel, accelerator=accelerator
         )
-        wanted = spec.clone in {"auto", "instant"} and self._limits.share != "none"
+        fits = decide.fits(spec.memory_bytes, conditions.memory_bytes)
+        wanted = spec.clone in {"auto", "instant"} and self._limits.share != "none" and fits
         template = await asyncio.to_thread(self.templates.find, conditions) if wanted and not broken else None
         choice = decide.choose(
             spec.clone,
@@ -85,6 +86,7 @@ class Clones:
             has_template=template is not None,
             failure=self._failure(conditions),
             broken=broken.why if broken else "",
+            fits=fits,
             shape=shape(spec.image_name, conditions),
         )
         memory = Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes) if template else None

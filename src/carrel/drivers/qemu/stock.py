@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from carrel import config
+from carrel.core import clones as decide
 from carrel.drivers.qemu import accelerator
 from carrel.drivers.qemu.clones import Clones, shape
 from carrel.drivers.qemu.driver import NAME
@@ -88,10 +89,17 @@ class Stock:
         kernel = await asyncio.to_thread(self._context.images.kernel)
         self._context.directory.mkdir(parents=True, exist_ok=True)
         kind, _ = await accelerator.choose(self._context, self._settings)
-        wanted = dict.fromkeys(
-            self._clones.conditions(image.hash, cpus=cpus, memory_bytes=size, kernel=kernel, accelerator=kind)
-            for cpus, size in sizes
-        )
+        wanted: dict[Conditions, None] = {}
+        for cpus, size in sizes:
+            conditions = self._clones.conditions(
+                image.hash, cpus=cpus, memory_bytes=size, kernel=kernel, accelerator=kind
+            )
+            if not decide.fits(size, conditions.memory_bytes):
+                raise RefusedError(
+                    f"a guest of {size // 2**20} MiB boots quicker than it comes from a template, of "
+                    f"{conditions.memory_bytes // 2**20} MiB at most; see: guests.templates.base_max_bytes"
+                )
+            wanted[conditions] = None
         for conditions in wanted:
             words = shape(image.name, conditions)
             if found := self._templates.find(conditions):
