@@ -30,6 +30,7 @@ _ENVIRONMENT = {
     "CARREL_CONFIG": "The configuration file.",
     "SLURM_CONF": "Slurm's configuration; a carrel.toml beside it is ours.",
     "CARREL_IMAGE_STORE": "The image store, where the configuration names none.",
+    "CARREL_TEMPLATE_STORE": "The directory of templates, where the configuration names none.",
     "CARREL_LIBEXEC": "Directory of the programs that Slurm and guests run.",
 }
 _FILES = {
