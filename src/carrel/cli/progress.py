@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 
 
 @contextlib.contextmanager
@@ -24,7 +26,9 @@ def progress(name: str) -> Iterator[Callable[[str], None]]:
         if not console.is_terminal:
             yield lambda phase: print(f"{name}: {phase}", file=sys.stderr, flush=True)
             return
-        with console.status(_Elapsed(line), spinner="dots"):
+        # What is printed meanwhile goes above the line; but what a program reads must not go to the terminal with it.
+        spinner = Spinner("dots", text=_Elapsed(line))
+        with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
             yield phases.append
 
 
