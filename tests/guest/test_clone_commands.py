@@ -94,6 +94,16 @@ def test_clones_of_one_template_share_its_memory(box: Sandbox) -> None:
         assert guest["memory_pss_bytes"] < guest["memory_bytes"]
 
 
+def test_a_clone_has_as_much_memory_as_a_guest_that_booted(box: Sandbox) -> None:
+    carrel(box, *WARM)
+    have_mib = []
+    for kind in ("instant", "linked"):
+        words = ["srun", *JOB, f"--guest={IMAGE}", f"--guest-clone={kind}", "grep", "MemTotal", "/proc/meminfo"]
+        done = box.run(words, timeout_s=GUEST_TIMEOUT_S)
+        have_mib.append(int(done.stdout.split()[1]) / 1024)
+    assert have_mib[0] == pytest.approx(have_mib[1], abs=16)
+
+
 def test_a_template_is_removed_under_a_clone_that_goes_on_and_its_memory_goes(box: Sandbox) -> None:
     (template,) = carrel(box, *WARM)
     with allocation(box, *JOB) as job_id:
