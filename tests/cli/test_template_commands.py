@@ -30,6 +30,7 @@ def conditions(**changes: Any) -> Conditions:
         cpu="max",
         accelerator="tcg",
         qemu="/usr/bin/qemu",
+        command="",
         host="",
     )
     return msgspec.structs.replace(known, **changes)

@@ -28,6 +28,7 @@ CONDITIONS = Conditions(
     cpu="max",
     accelerator="tcg",
     qemu="/usr/bin/qemu 1 2 3",
+    command="4" * 64,
     host="",
 )
 PARTS = ("ram", "state", "disk", "empty", "template.json")
@@ -77,7 +78,7 @@ def test_a_template_is_found_under_its_conditions_and_no_others(tmp_path: Path) 
     assert store.find(CONDITIONS) == template
     assert list(store.all()) == [template]
     changes: list[dict[str, object]] = [
-        {name: f"another {name}"} for name in ("image", "kernel", "machine", "cpu", "qemu", "host")
+        {name: f"another {name}"} for name in ("image", "kernel", "machine", "cpu", "qemu", "command", "host")
     ]
     changes += [{"cpus": 2}, {"memory_bytes": 8 * MIB}, {"growth_bytes": 0}, {"accelerator": "kvm"}]
     assert {name for change in changes for name in change} == set(Conditions.__struct_fields__)

@@ -14,7 +14,7 @@ import msgspec
 from carrel.core import clones as decide
 from carrel.core.clones import Choice
 from carrel.drivers.qemu import freeze
-from carrel.drivers.qemu.command import Accelerator, Memory, cpu_model
+from carrel.drivers.qemu.command import Accelerator, Descriptors, Memory, command_line, cpu_model
 from carrel.drivers.qemu.settings import Settings
 from carrel.drivers.qemu.templates import Conditions, Parts, Template, Templates
 from carrel.errors import CarrelError, NotFoundError
@@ -96,16 +96,21 @@ class Clones:
         self, image_hash: str, *, cpus: int, memory_bytes: int, kernel: KernelFiles, accelerator: Accelerator
     ) -> Conditions:
         """Return what the template for a guest of this size depends on, here and now."""
+        base_bytes = decide.base_memory(
+            memory_bytes,
+            least_bytes=self._context.config.guests.memory_min_bytes,
+            most_bytes=self._limits.base_max_bytes,
+        )
+        growth_bytes = _node_memory_bytes()
         return Conditions(
             image=image_hash,
             kernel=kernel.id,
             cpus=cpus,
-            memory_bytes=decide.base_memory(
-                memory_bytes,
-                least_bytes=self._context.config.guests.memory_min_bytes,
-                most_bytes=self._limits.base_max_bytes,
+            memory_bytes=base_bytes,
+            growth_bytes=growth_bytes,
+            command=_command(
+                self._settings, accelerator, cpus, Memory(size_bytes=base_bytes, growth_bytes=growth_bytes)
             ),
-            growth_bytes=_node_memory_bytes(),
             machine=self._settings.machine,
             cpu=cpu_model(self._settings, accelerator),
             accelerator=accelerator,
@@ -165,10 +170,16 @@ class Clones:
 
     def tidy(self, kernel: KernelFiles) -> None:
         """Remove the templates that no guest can be made from any more, and those that are too many or too old."""
-        qemu = _identity(self._settings.binary)
 
         def wanted(conditions: Conditions) -> bool:
-            if (conditions.kernel, conditions.qemu) != (kernel.id, qemu):
+            now = self.conditions(
+                conditions.image,
+                cpus=conditions.cpus,
+                memory_bytes=conditions.memory_bytes,
+                kernel=kernel,
+                accelerator=conditions.accelerator,
+            )
+            if now != conditions:
                 return False
             try:
                 self._context.images.files(conditions.image)
@@ -201,6 +212,15 @@ def _identity(binary: str) -> str:
     except OSError:
         return binary
     return f"{binary} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _command(settings: Settings, accelerator: Accelerator, cpus: int, memory: Memory) -> str:
+    """Return the digest of a template's command line; it does not change with the numbers of its descriptors."""
+    fds = Descriptors(kernel=0, initramfs=1, disk=2, base=3, ram=4, console=5, monitor=6, control=7)
+    words = command_line(
+        settings=settings, accelerator=accelerator, name="", cpus=cpus, memory=memory, stage="", fds=fds
+    )
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def _host_cpu() -> str:

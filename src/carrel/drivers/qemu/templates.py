@@ -58,6 +58,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Accelerator
     qemu: str
     """Which QEMU: its path, size and time of change."""
+    command: str
+    """Digest of the command line that it was made with: its devices, and the words to its kernel."""
     host: str
     """The host's own CPU where guests see it; empty under emulation."""
 
