@@ -2,7 +2,9 @@
 
 A module names them with ``pytest.mark.clones("instant", "linked")``; without the mark it is ``instant``, the default of
 a site. All its sandboxes then make clones of this kind unless a test asks for another, and a guest that silently became
-another fails its test. See ``docs/how-to/develop.md`` for which modules name more than one, and why not all do.
+another fails its test. Where it matters whether a guest booted or went on from a template (its identity, its mounts,
+its memory, and what happens meanwhile) a module names ``linked`` too, and the shortest also ``full``. What a command
+meets once it runs is the same for all: to run those modules twice would double the longest part of ``make test``.
 """
 
 import asyncio

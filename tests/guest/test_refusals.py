@@ -15,7 +15,7 @@ from carrel.images.initramfs import Entry, cpio
 from carrel.images.kernel import ensure_kernel
 from carrel.process import run
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import GUEST_TIMEOUT_S, IMAGE, allocation, job_state, outcome, wait_for
+from carrel.testing.guests import GUEST_TIMEOUT_S, IMAGE, allocation, job_state, outcome, store_like_ours, wait_for
 from carrel.testing.sandbox import MakeSandbox, User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(300)]
@@ -76,18 +76,6 @@ def scratch() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
-
-
-def store_like_ours(path: Path) -> Path:
-    """Make an image store that has what the machine's has, and can be spoiled."""
-    ours = paths.image_store()
-    (path / "images").mkdir(parents=True)
-    for image in (ours / "images").iterdir():
-        (path / "images" / image.name).symlink_to(image)
-    shutil.copytree(ours / "tags", path / "tags")
-    (path / "kernels").symlink_to(ours / "kernels")
-    (path / "initramfs").mkdir()
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from carrel import paths
 from carrel.sandbox.cluster import Sandbox
 from carrel.testing.sandbox import User
 
@@ -157,3 +159,15 @@ def same_as_bare(
     guest = outcome(box, ["srun", *options, *guest_options, *words], user=user, stdin=stdin, cwd=cwd, env=env)
     assert guest == bare
     return guest
+
+
+def store_like_ours(path: Path) -> Path:
+    """Make an image store that has what the machine's has, and can be spoiled."""
+    ours = paths.image_store()
+    (path / "images").mkdir(parents=True)
+    for image in (ours / "images").iterdir():
+        (path / "images" / image.name).symlink_to(image)
+    shutil.copytree(ours / "tags", path / "tags")
+    (path / "kernels").symlink_to(ours / "kernels")
+    (path / "initramfs").mkdir()
+    return path
