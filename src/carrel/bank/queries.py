@@ -134,7 +134,8 @@ def statement(
         "SELECT e.seq, t.at_s, t.kind, a.name, c.kind, e.amount, e.balance, coalesce(l.run_ref, ''), "
         "coalesce(l.cluster, ''), coalesce(l.username, ''), t.request, t.flags FROM entry AS e "
         "JOIN txn AS t ON t.seq = e.seq JOIN account AS c ON c.id = e.account "
-        "JOIN allocation AS a ON a.id = c.allocation LEFT JOIN lien AS l ON l.id = t.lien WHERE (a.project = %s OR %s = '') AND (a.name = %s OR %s = '') "
+        "JOIN allocation AS a ON a.id = c.allocation LEFT JOIN lien AS l ON l.id = t.lien "
+        "WHERE (a.project = %s OR %s = '') AND (a.name = %s OR %s = '') "
         "AND t.at_s >= %s AND t.at_s < %s AND "
     )
     some = f"{found} e.seq > %s ORDER BY e.seq, e.account LIMIT %s"

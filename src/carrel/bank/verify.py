@@ -49,7 +49,7 @@ class _Replay:
         self._session = session
         self._price = price
         self.balance: dict[int, int] = defaultdict(int)
-        self._credit: dict[int, int] = {}
+        self.credit: dict[int, int] = {}
         self._allocation_of: dict[str, int] = {
             name: number for number, name in session.rows("SELECT id, name FROM allocation")
         }
@@ -98,7 +98,7 @@ class _Replay:
             yield Break(invariant="I1", sentence=f"the entries of transaction {seq} sum to {left} micro-SU, not to 0")
         command = _Request.decode(request)
         if isinstance(command, OpenAllocation | SetTerms) and command.allocation in self._allocation_of:
-            self._credit[self._allocation_of[command.allocation]] = command.credit_micro_su
+            self.credit[self._allocation_of[command.allocation]] = command.credit_micro_su
         for _, account, amount, balance in entries:
             self.balance[account] += amount
             if self.balance[account] != balance:
@@ -122,7 +122,7 @@ class _Replay:
         if kind and balance < 0:
             name = "I4" if kind == 1 else "I5"
             yield Break(invariant=name, sentence=f"transaction {txn[0]} leaves account {account} at {balance} micro-SU")
-        floor = -self._credit.get(allocation, 0)
+        floor = -self.credit.get(allocation, 0)
         if kind == 0 and amount < 0 and balance < floor:
             privileged = txn[2] in FREE_BELOW_FLOOR or getattr(command, "if_short", "") == "overdraw"
             if not privileged or "overdrawn" not in txn[5].split():
@@ -162,8 +162,14 @@ def _accounts(session: Reading, replay: _Replay) -> Iterator[Break]:
                 sentence=f"account {number} says {balance} micro-SU, its entries sum to "
                 f"{replay.balance.get(number, 0)}",
             )
-        if kind == "available" and balance < floor and not overdrawn:
-            yield Break(invariant="I3", sentence=f"account {number} is below its floor of {floor} and not flagged")
+        if kind == "available":
+            credit = replay.credit.get(number // ACCOUNTS_EACH, 0)
+            if floor != -credit or bool(overdrawn) != (balance < floor):
+                yield Break(
+                    invariant="I3",
+                    sentence=f"account {number} has {balance} micro-SU, a floor of {floor} with a credit of {credit}, "
+                    f"and {'is' if overdrawn else 'is not'} flagged as overdrawn",
+                )
     for number in sorted(replay.balance.keys() - seen):
         yield Break(invariant="I2", sentence=f"entries name account {number}, which is missing")
 

@@ -124,10 +124,12 @@ def owed(book: Book, project: str, need: int, *, debtor: int = 0) -> dict[int, i
     return parts
 
 
-def check_size(book: Book, amount: int, accounts: list[Account], nodes: list[Project | Member]) -> None:
-    """Refuse what would not fit into 64 bits, wherever it would end up."""
+def check_size(
+    book: Book, amount: int, accounts: list[Account], nodes: list[Project | Member], *, most: int = HELD_MICRO_SU // 2
+) -> None:
+    """Refuse what would not fit into 64 bits, wherever it would end up: what comes in by half of what is owed."""
     balances = [*(abs(account.balance) for account in accounts), *(abs(node.committed) for node in nodes)]
-    if max(balances, default=0) + amount > HELD_MICRO_SU // 4:
+    if max(balances, default=0) + amount > most:
         refuse("invalid", f"{format_su(amount)} SU more is beyond what an account can hold at transaction {book.seq}")
 
 

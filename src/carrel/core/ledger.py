@@ -53,7 +53,7 @@ from carrel.model.ledger import (
     Transfer,
     Void,
 )
-from carrel.model.money import format_su
+from carrel.model.money import HELD_MICRO_SU, format_su
 
 _encoder = msgspec.json.Encoder()
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Receipt | Refusal)
@@ -280,7 +280,7 @@ def _set_terms(book: Book, command: SetTerms, request: str) -> Receipt:
 
 def _deposit(book: Book, command: Deposit, request: str) -> Receipt:
     account = book.available(allocation_of(book, command.allocation))
-    check_size(book, command.amount_micro_su, [account, book.accounts[ISSUED]], [])
+    check_size(book, command.amount_micro_su, [account, book.accounts[ISSUED]], [], most=HELD_MICRO_SU // 4)
     moves = {ISSUED: -command.amount_micro_su, account.id: command.amount_micro_su}
     book.post(Posting("deposit", command.key, request), moves)
     return _done(book, command.amount_micro_su)
@@ -300,7 +300,7 @@ def _transfer(book: Book, command: Transfer, request: str) -> Receipt:
 
 def _adjust(book: Book, command: Adjust, request: str) -> Receipt:
     account = book.available(allocation_of(book, command.allocation))
-    check_size(book, abs(command.amount_micro_su), [account, book.accounts[ADJUST]], [])
+    check_size(book, abs(command.amount_micro_su), [account, book.accounts[ADJUST]], [], most=HELD_MICRO_SU // 4)
     moves = {ADJUST: -command.amount_micro_su, account.id: command.amount_micro_su}
     flags = book.post(Posting("adjust", command.key, request, may_overdraw=True), moves)
     return _done(book, command.amount_micro_su, flags)
