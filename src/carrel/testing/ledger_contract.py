@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from carrel.model.ledger import (
     SetTerms,
     Settle,
     Start,
+    StatementLine,
     Sweep,
     Transfer,
     Void,
@@ -216,7 +218,7 @@ class LedgerContract(LedgerSuite):
         if before == "void":
             teller.do(Void, run="r")
         for kind in refused:
-            fields = {"token": "t", "job_id": 2, "run": "q"} if kind is Bind else {"run": "r"}
+            fields: dict[str, Any] = {"token": "t", "job_id": 2, "run": "q"} if kind is Bind else {"run": "r"}
             if "amount_micro_su" in kind.__struct_fields__:  # type: ignore[attr-defined]
                 fields["amount_micro_su"] = 5
             assert teller.refused(kind, **fields).why in {"state", "unknown"}
@@ -327,7 +329,7 @@ class LedgerContract(LedgerSuite):
             teller.do(Place, token=f"t{n}", amount_micro_su=1)
         store = teller.ledger.store
         whole = queries.statement(store)
-        paged = []
+        paged: list[StatementLine] = []
         while page := queries.statement(store, after=paged[-1].seq if paged else 0, limit=3):
             paged += page
         assert paged == whole
