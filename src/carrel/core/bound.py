@@ -6,7 +6,7 @@ that adds at most ``k - 1`` for each node. What was measured on real clusters st
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from carrel.model.cluster import ClusterFacts, MemoryDefaults, NodeFacts, PartitionFacts
@@ -53,11 +53,20 @@ def bound(request: Request, partition: PartitionFacts, cluster: ClusterFacts) ->
         **{f"license/{name}": number for name, number in request.licences.items()},
         **({"guest": shape.tasks if request.guest_per_task else shape.nodes} if request.guest else {}),
     }
-    notes = [f"whole nodes: {shape.whole}"] if shape.whole else []
-    if partition.hidden_nodes:
-        notes.append(f"{partition.hidden_nodes} nodes are hidden and counted as large as can be (PrivateData=cloud)")
+    notes = tuple(_notes(request, partition, cluster, shape))
     candidates = tuple(resources | gres for gres in _gres(request, shape, members, largest))
-    return Bound(candidates, seconds, tuple(notes))
+    return Bound(candidates, seconds, notes)
+
+
+def _notes(request: Request, partition: PartitionFacts, cluster: ClusterFacts, shape: _Shape) -> Iterator[str]:
+    if shape.whole:
+        yield f"whole nodes: {shape.whole}"
+    elif coarse := request.whole_cpus or cluster.whole_cpus:
+        yield f"all CPUs of each node: {coarse}"
+    if request.max_nodes is None and shape.nodes > max(request.min_nodes or 1, request.named_nodes):
+        yield f"slurm may spread it over {shape.nodes} nodes; --nodes would make the bound closer"
+    if partition.hidden_nodes:
+        yield f"{partition.hidden_nodes} nodes are hidden and counted as large as can be (PrivateData=cloud)"
 
 
 def _seconds(request: Request, partition: PartitionFacts, cluster: ClusterFacts) -> int | NoBound:
@@ -92,7 +101,7 @@ def _shape(
     whole = _whole(request, partition, cluster)
     largest = _largest_of(members, nodes)
     all_cpus = largest(lambda node: node.cpus)
-    if whole:
+    if whole or request.whole_cpus or cluster.whole_cpus:
         return _Shape(nodes, tasks, all_cpus, whole)
     threads = max(node.cpus_per_core for node in members)
     each, per_node = _cpus_wanted(request, defaults, largest)

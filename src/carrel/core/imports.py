@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -15,7 +15,10 @@ from carrel.errors import CarrelError
 from carrel.model.price import Mode, PriceBook, PriceList, Rate, Version
 
 _UNITS = "KMGTP"
-_WEIGHT = re.compile(r"([0-9.]+(?:[eE][-+]?\d+)?)([KMGTPkmgtp]?)")
+_WEIGHT = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)([KMGTPkmgtp]?)")
+
+_EXACT = Context(prec=100)
+"""Enough digits for any weight times any price."""
 
 Unlisted = Literal["refuse", "free"]
 
@@ -51,7 +54,7 @@ def weights(text: str, *, su: Decimal = Decimal(1), where: str) -> dict[str, Rat
         match = _WEIGHT.fullmatch(value)
         if not match:
             raise CarrelError(f"{where}: weight {item!r} is no number of 0 or more")
-        plain = pricebook.rate(resource, str(Decimal(match[1]) * su), where=where)
+        plain = pricebook.rate(resource, str(_EXACT.multiply(Decimal(match[1]), su)), where=where)
         rates[resource] = Rate(plain.micro_su, plain.units * _divisor(resource, match[2].upper()))
     return rates
 

@@ -55,7 +55,9 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     default_partition: str = ""
     over_time_s: Limit = 0
     whole_nodes: str = ""
-    """Why every job gets whole nodes, or parts whose size is not computed (``select/linear``, ``CR_Socket``)."""
+    """Why every job gets whole nodes (``select/linear``); empty: it does not."""
+    whole_cpus: str = ""
+    """Why all CPUs of a node are counted (``CR_Socket``: whole sockets are given)."""
     task_per_core: bool = False
     """``CR_ONE_TASK_PER_CORE``."""
     memory: MemoryDefaults = MemoryDefaults()

@@ -55,7 +55,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Per node, without GPUs: name, or name and type, as in ``gres/NAME:TYPE``."""
     licences: dict[str, int] = {}
     whole_nodes: str = ""
-    """The option that takes whole nodes, or whose effect on cores is not computed: ``--exclusive``."""
+    """The option that takes nodes with all that they have: ``--exclusive``."""
+    whole_cpus: str = ""
+    """The option whose effect on cores is not computed, so that all CPUs of a node are counted."""
     array_tasks: int = 1
     array_at_once: int | None = None
     """``%N`` of ``--array``."""

@@ -84,7 +84,8 @@ def facts(partitions: str, nodes: str, settings: str) -> ClusterFacts:
         partitions={part.name: part for part, _ in found},
         default_partition=first.name if first else "",
         over_time_s=_minutes(setting.get("OverTimeLimit", "0").removesuffix("min").strip()) or 0,
-        whole_nodes=_coarse(setting.get("SelectType", ""), parameters),
+        whole_nodes=select if (select := setting.get("SelectType", "")) == "select/linear" else "",
+        whole_cpus="CR_Socket" if "CR_SOCKET" in parameters else "",
         task_per_core="CR_ONE_TASK_PER_CORE" in parameters,
         memory=_memory_defaults(setting, setting.get("JobDefaults", "")),
         priority_flags=setting.get("PriorityFlags", ""),
@@ -185,12 +186,6 @@ def _memory_defaults(words: Mapping[str, str], job_defaults: str) -> MemoryDefau
 
 def _count(word: str | None) -> int | None:
     return int(word) if word and word.isdigit() and int(word) else None
-
-
-def _coarse(select: str, parameters: str) -> str:
-    if select == "select/linear":
-        return "SelectType=select/linear"
-    return "SelectTypeParameters=CR_Socket" if "CR_SOCKET" in parameters else ""
 
 
 def _time(word: str) -> Limit | None:

@@ -67,10 +67,11 @@ _VARIABLES = {
     "SBATCH_THREADS_PER_CORE": "threads-per-core",
     "SBATCH_TIMELIMIT": "time",
 }
-_WHOLE_NODES = (
-    *("core-spec", "thread-spec", "extra-node-info", "sockets-per-node", "cores-per-socket", "ntasks-per-socket"),
-    "gpus-per-socket",
-)
+_WHOLE_NODES = ("core-spec", "thread-spec", "gpus-per-socket")
+_WHOLE_CPUS = ("extra-node-info", "sockets-per-node", "cores-per-socket", "ntasks-per-socket")
+_INHERITED = ("account", "time", "qos")
+"""What a component of a heterogeneous job has from the first one, unless it says otherwise."""
+
 _MEMORY_FORMS = ("mem", "mem-per-cpu", "mem-per-gpu")
 _ARRAY_TASKS_MAX = 4_000_001
 """Slurm's own limit of ``MaxArraySize``."""
@@ -105,11 +106,17 @@ def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) 
     parts, _ = _split(words)
     sections = [dict[str, str]()] if "wrap" in parts[0] else _sections(script)
     variables = {name: environment[key] for key, name in _VARIABLES.items() if key in environment}
-    components = []
+    components: list[Request] = []
+    first: Options = {}
     for at in range(max(len(parts), len(sections))):
         options: Options = {}
         for layer in (sections[at : at + 1], [variables], parts[at : at + 1]):
             _lay_over(options, layer[0] if layer else {})
+        if components:
+            # As sbatch does; the rest each component says for itself.
+            options = {name: first[name] for name in _INHERITED if name in first} | options
+        else:
+            first = options
         components.append(_request(options))
     if len(components) > 1 and any(each.array_tasks > 1 for each in components):
         raise UsageError("--array: sbatch takes no array of heterogeneous jobs")
@@ -283,6 +290,7 @@ def _request(options: Options) -> Request:
         gres=gres,
         licences=_licences(options.get("licenses", "")),
         whole_nodes=_whole_nodes(options),
+        whole_cpus=_whole_cpus(options),
         array_tasks=tasks,
         array_at_once=at_once,
         guest=bool(options.get("guest")),
@@ -293,9 +301,13 @@ def _request(options: Options) -> Request:
 def _whole_nodes(options: Options) -> str:
     if options.get("exclusive") in ("", "exclusive", "yes"):
         return "--exclusive"
+    return next((f"--{name}" for name in _WHOLE_NODES if name in options), "")
+
+
+def _whole_cpus(options: Options) -> str:
     if options.get("hint") in ("compute_bound", "memory_bound"):
         return f"--hint={options['hint']}"
-    return next((f"--{name}" for name in _WHOLE_NODES if name in options), "")
+    return next((f"--{name}" for name in _WHOLE_CPUS if name in options), "")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
