@@ -29,7 +29,7 @@ def _nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_every_noun(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for noun in ("job", "guest", "image", "node", "config", "sandbox", "serve", "completion"):
+    for noun in ("job", "guest", "image", "node", "quote", "bank", "config", "sandbox", "serve", "completion"):
         assert re.search(rf"\b{noun}\b", shown)
 
 
