@@ -21,11 +21,7 @@ BUSY_TIMEOUT_S = 10.0
 """How long to wait for a writer in another process; a batch takes milliseconds."""
 
 _TRIGGERS = {
-    *(
-        f"{table}_no_{change}"
-        for table in ("txn", "entry", "idempotency")
-        for change in ("update", "delete", "replace")
-    ),
+    *(f"{table}_no_{change}" for table in ("txn", "entry", "idempotency") for change in ("update", "delete")),
     *("account_no_delete", "lien_no_delete", "lien_final"),
 }
 
@@ -152,7 +148,7 @@ class SqliteStore:
             self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         # Before a file is in WAL mode, changing to it may meet another process that does the same; the timeout waits.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 

@@ -25,13 +25,13 @@ RESOLVING = ("settle", "refund", "reversal")
 GENESIS = bytes(32)
 
 
-class Row(msgspec.Struct, kw_only=True):
+class Row(msgspec.Struct, kw_only=True, gc=False):
     """A row that changes; ``version`` 0 is not yet in the database."""
 
     version: int = 0
 
 
-class Project(Row):
+class Project(Row, gc=False):
     name: str
     parent: str = ""
     cap: int | None = None
@@ -39,7 +39,7 @@ class Project(Row):
     """Spent and set aside by it and all below it."""
 
 
-class Member(Row):
+class Member(Row, gc=False):
     """What one user has spent and set aside in a project."""
 
     project: str
@@ -48,7 +48,7 @@ class Member(Row):
     committed: int = 0
 
 
-class Allocation(Row):
+class Allocation(Row, gc=False):
     id: int
     name: str
     project: str
@@ -69,7 +69,7 @@ class Allocation(Row):
         return (-self.priority, float("inf") if self.end_s is None else self.end_s, self.id)
 
 
-class Account(Row):
+class Account(Row, gc=False):
     id: int
     allocation: int
     """0: the site's."""
@@ -80,7 +80,7 @@ class Account(Row):
     """Below its floor, which the database takes only where this says so."""
 
 
-class Lien(Row):
+class Lien(Row, gc=False):
     id: int
     cluster: str
     token_ref: str | None
@@ -106,7 +106,7 @@ class Lien(Row):
         return self.open + self.charged - self.refunded
 
 
-class Leg(Row):
+class Leg(Row, gc=False):
     """The part of a lien that one allocation carries."""
 
     lien: int
@@ -117,7 +117,7 @@ class Leg(Row):
     refunded: int = 0
 
 
-class Txn(msgspec.Struct, frozen=True):
+class Txn(msgspec.Struct, frozen=True, gc=False):
     """One transaction of the journal; its hash covers its entries and the transaction before it."""
 
     seq: int
@@ -131,7 +131,7 @@ class Txn(msgspec.Struct, frozen=True):
     hash: bytes
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     seq: int
     account: int
     amount: int
@@ -139,7 +139,7 @@ class Entry(msgspec.Struct, frozen=True):
     """What it left on the account."""
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, gc=False):
     key: str
     request_hash: bytes
     answer: str
@@ -187,15 +187,15 @@ class Book:
         self.new_keys: list[Key] = []
         self.txns: list[Txn] = []
         self.entries: list[Entry] = []
-        self.changed: dict[type[Row], dict[int, Row]] = {}
+        self.changed: dict[type[Row], dict[int, Row]] = {
+            kind: {} for kind in (Project, Member, Allocation, Account, Lien, Leg)
+        }
         self._ordered: dict[str, list[Allocation]] = {}
+        self._budgets: dict[tuple[str, str], list[Project | Member]] = {}
 
     def touch(self, row: Row) -> None:
         """Have the row written with the batch."""
-        rows = self.changed.get(type(row))
-        if rows is None:
-            rows = self.changed[type(row)] = {}
-        rows[id(row)] = row
+        self.changed[type(row)][id(row)] = row
 
     def add_project(self, project: Project) -> None:
         self.projects[project.name] = project
@@ -260,7 +260,11 @@ class Book:
         return self.budget(lien.project, lien.user)
 
     def budget(self, project: str, user: str) -> list[Project | Member]:
+        known = self._budgets.get((project, user))
+        if known is not None:
+            return known
         found: list[Project | Member] = [self.member(project, user)]
+        self._budgets[project, user] = found
         name = project
         while name:
             node = self.projects[name]

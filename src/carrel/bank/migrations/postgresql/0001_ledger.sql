@@ -45,7 +45,7 @@ CREATE TABLE lien (
     id BIGINT PRIMARY KEY,
     cluster TEXT NOT NULL,
     token_ref TEXT UNIQUE,
-    run_ref TEXT UNIQUE,
+    run_ref TEXT,
     job_id BIGINT NOT NULL,
     project TEXT NOT NULL,
     username TEXT NOT NULL,
@@ -64,6 +64,7 @@ CREATE TABLE lien (
     CHECK (open = 0 OR state IN ('unbound', 'bound', 'active', 'unknown_end')),
     CHECK (charged = 0 OR state IN ('settled', 'part_refunded', 'refunded'))
 );
+CREATE UNIQUE INDEX lien_run ON lien (run_ref) WHERE run_ref IS NOT NULL;
 CREATE INDEX lien_expires ON lien (expires_s) WHERE expires_s IS NOT NULL;
 CREATE INDEX lien_project ON lien (project, id);
 
