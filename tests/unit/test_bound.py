@@ -141,6 +141,18 @@ def test_gpus_of_a_job_that_names_no_tasks_may_come_from_several_nodes() -> None
     assert most(gpus=Gpus(per_job={"a100": 3}), tasks=1)["node"] == 1
 
 
+def test_gpus_of_a_whole_job_may_bring_the_memory_of_the_others_on_its_nodes() -> None:
+    asked = Gpus(per_job={"a100": 1}, memory_each_mib=600)
+    assert most(gpus=asked, tasks=1)["mem"] == 600
+    assert most(gpus=asked, min_nodes=2, max_nodes=2)["mem"] == 4 * 600
+
+
+def test_gpus_by_socket_may_come_from_any_number_of_nodes() -> None:
+    asked = {"gpus": Gpus(per_socket={"": 1}), "whole_nodes": "--gpus-per-socket"}
+    assert most(**asked)["node"] == 3
+    assert most(**asked, max_nodes=1)["node"] == 1
+
+
 def test_gpus_bring_cpus_and_tasks() -> None:
     assert most(gpus=Gpus(per_node={"a100": 2}, cpus_each=3))["cpu"] >= 6
     assert most(gpus=Gpus(per_node={"a100": 2}, tasks_each=4), max_nodes=1)["cpu"] >= 8

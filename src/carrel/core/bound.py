@@ -95,7 +95,8 @@ def _shape(
     # With no word about nodes or tasks, GPUs for the whole job are gathered from as many nodes as it takes.
     unasked = tasks if request.tasks else max(tasks, sum(request.gpus.per_job.values()))
     most = max(least, unasked if request.max_nodes is None else request.max_nodes)
-    nodes = len(members) if request.spread else min(most, len(members))
+    anywhere = request.spread or (request.gpus.per_socket and request.max_nodes is None)
+    nodes = len(members) if anywhere else min(most, len(members))
     tasks = max(tasks, nodes * max(1, request.tasks_per_node or 0))
     tasks = max(tasks, sum(_gpus(request, nodes, tasks).values()) * (request.gpus.tasks_each or 0))
     whole = _whole(request, partition, cluster)
@@ -142,13 +143,23 @@ def _memory(request: Request, shape: _Shape, defaults: MemoryDefaults, largest: 
     if request.memory_per_cpu_mib is not None:
         steps = -(-request.memory_per_cpu_mib // (defaults.max_per_cpu_mib or request.memory_per_cpu_mib or 1)) or 1
         return shape.cpus * -(-request.memory_per_cpu_mib // steps) or everything
+    if gpus and (each := request.gpus.memory_each_mib or defaults.per_gpu_mib):
+        return everything if shape.whole else each * _gpus_with_memory(request, shape, gpus, largest)
     if request.gpus.memory_each_mib is not None:
-        return everything if shape.whole else gpus * request.gpus.memory_each_mib or everything
-    if gpus and defaults.per_gpu_mib:
-        return everything if shape.whole else gpus * defaults.per_gpu_mib
+        return everything
     if defaults.per_cpu_mib:
         return shape.cpus * defaults.per_cpu_mib
     return shape.nodes * (defaults.per_node_mib or 0) or everything
+
+
+def _gpus_with_memory(request: Request, shape: _Shape, gpus: int, largest: "_Largest") -> int:
+    """Return how many GPUs bring memory: those of ``--gpus`` on several nodes may be counted with the nodes' others.
+
+    Slurm 22.05 gave 2 GPUs on 11 nodes the memory of 43.
+    """
+    if request.gpus.per_job and shape.nodes > 1:
+        return max(gpus, largest(lambda node: node.gres.get("gpu", 0)))
+    return gpus
 
 
 def _gres(request: Request, shape: _Shape, members: list[NodeFacts], largest: "_Largest") -> Iterable[dict[str, int]]:
