@@ -69,10 +69,8 @@ def _load_liens(session: Reading, book: Book, wants: Wants) -> None:
         found += session.rows(due, book.now_s, wants.sweep)
     for row in found:
         if row[0] not in book.liens:
-            book.add_lien(_row(Lien, row))
-    for leg in sorted(
-        (_row(Leg, row) for row in _members(session, LEG, "lien", book.liens)), key=lambda leg: leg.position
-    ):
+            book.add_lien(Lien(*row))
+    for leg in sorted((Leg(*row) for row in _members(session, LEG, "lien", book.liens)), key=lambda leg: leg.position):
         book.legs[leg.lien].append(leg)
     for ref in wants.resolved_runs:
         if (lien := book.by_run.get(ref)) is not None:
@@ -100,7 +98,7 @@ def _load_budgets(session: Reading, book: Book, wants: Wants) -> None:
             "SELECT name, parent, cap, committed, version FROM project WHERE name IN (SELECT name FROM up)"
         )
         for row in session.rows(upwards, list(names)):
-            book.add_project(_row(Project, row))
+            book.add_project(Project(*row))
     users = {user for _, user in pairs if user}
     if users:
         sql = (
@@ -108,7 +106,7 @@ def _load_budgets(session: Reading, book: Book, wants: Wants) -> None:
             "WHERE project IN ({texts}) AND username IN ({texts})"
         )
         for row in session.rows(sql, sorted({project for project, _ in pairs}), sorted(users)):
-            book.members[row[0], row[1]] = _row(Member, row)
+            book.members[row[0], row[1]] = Member(*row)
 
 
 def _load_allocations(session: Reading, book: Book, wants: Wants) -> None:
@@ -129,18 +127,13 @@ def _load_allocations(session: Reading, book: Book, wants: Wants) -> None:
         found += session.rows(ended, book.now_s, wants.sweep)
     for row in found:
         if row[0] not in book.allocations_by_id:
-            book.add_allocation(_row(Allocation, row))
+            book.add_allocation(Allocation(*row))
     numbers = [ISSUED, ADJUST] if wants.allocations else []
     numbers += [number * ACCOUNTS_EACH + kind for number in book.allocations_by_id for kind in range(ACCOUNTS_EACH)]
     for row in _members(session, ROWS[Account], "id", numbers):
-        account = _row(Account, row)
+        account = Account(*row)
         account.overdrawn = bool(account.overdrawn)
         book.accounts[account.id] = account
-
-
-def _row(kind: Any, row: Sequence[Any]) -> Any:
-    """Make a row's struct; its fields are in the order of the columns."""
-    return kind(**dict(zip(kind.__struct_fields__, row, strict=True)))
 
 
 def write(session: Writing, book: Book) -> None:
@@ -156,7 +149,8 @@ def write(session: Writing, book: Book) -> None:
         new: list[tuple[Any, ...]] = []
         old: list[tuple[Any, ...]] = []
         for row in rows.values():
-            (old if row.version else new).append(msgspec.structs.astuple(row))
+            fields = msgspec.structs.astuple(row)
+            (old if fields[-1] else new).append(fields)
         if new:
             last = len(table.columns) - 1
             session.insert(table.name, [(*row[:last], 1) for row in new])

@@ -25,10 +25,8 @@ RESOLVING = ("settle", "refund", "reversal")
 GENESIS = bytes(32)
 
 
-class Row(msgspec.Struct, kw_only=True, gc=False):
-    """A row that changes; ``version`` 0 is not yet in the database."""
-
-    version: int = 0
+class Row(msgspec.Struct, gc=False):
+    """A row that changes. Its fields are in the order of the columns; the last, ``version``, is 0 before it is there."""
 
 
 class Project(Row, gc=False):
@@ -37,6 +35,7 @@ class Project(Row, gc=False):
     cap: int | None = None
     committed: int = 0
     """Spent and set aside by it and all below it."""
+    version: int = 0
 
 
 class Member(Row, gc=False):
@@ -46,6 +45,7 @@ class Member(Row, gc=False):
     user: str
     cap: int | None = None
     committed: int = 0
+    version: int = 0
 
 
 class Allocation(Row, gc=False):
@@ -56,6 +56,7 @@ class Allocation(Row, gc=False):
     end_s: int | None
     priority: int
     credit: int
+    version: int = 0
 
     def usable(self, now_s: int) -> bool:
         return self.start_s <= now_s and not self.ended(now_s)
@@ -78,6 +79,7 @@ class Account(Row, gc=False):
     floor: int = 0
     overdrawn: bool = False
     """Below its floor, which the database takes only where this says so."""
+    version: int = 0
 
 
 class Lien(Row, gc=False):
@@ -99,6 +101,7 @@ class Lien(Row, gc=False):
     flags: str = ""
     parent: int = 0
     """The array's lien that it was split off from."""
+    version: int = 0
 
     @property
     def weight(self) -> int:
@@ -115,6 +118,7 @@ class Leg(Row, gc=False):
     open: int = 0
     charged: int = 0
     refunded: int = 0
+    version: int = 0
 
 
 class Txn(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from carrel.model.cluster import ClusterFacts, MemoryDefaults, NodeFacts, PartitionFacts
 from carrel.model.price import NoBound
-from carrel.model.request import ByType, Request
+from carrel.model.request import ByType, Gpus, Request
 
 OVERRUN_S = 60
 """Slurm looks for jobs over their limit every 30 s, and one with a limit of 60 s was seen to end after 101 s."""
@@ -92,9 +92,7 @@ def _shape(
 ) -> _Shape:
     tasks = max(request.tasks or 0, _tasks_of_gpus(request))
     least = max(request.min_nodes or 1, request.named_nodes)
-    # With no word about nodes or tasks, GPUs for the whole job are gathered from as many nodes as it takes.
-    unasked = tasks if request.tasks else max(tasks, sum(request.gpus.per_job.values()))
-    most = max(least, unasked if request.max_nodes is None else request.max_nodes)
+    most = max(least, _most_nodes(request, partition, cluster, defaults, tasks))
     anywhere = request.spread or (request.gpus.per_socket and request.max_nodes is None)
     nodes = len(members) if anywhere else min(most, len(members))
     tasks = max(tasks, nodes * max(1, request.tasks_per_node or 0))
@@ -115,6 +113,36 @@ def _shape(
     extra = _cores(for_gpus, usable, threads) + nodes * (threads - 1 if for_gpus else 0)
     cpus = packed + extra + nodes * _cores(per_node, usable, threads)
     return _Shape(nodes, tasks, min(cpus, all_cpus), "")
+
+
+def _most_nodes(
+    request: Request, partition: PartitionFacts, cluster: ClusterFacts, defaults: MemoryDefaults, tasks: int
+) -> int:
+    """Return how many nodes Slurm takes at most, where fewer were not asked for."""
+    if request.max_nodes is not None:
+        return min(request.max_nodes, tasks) if request.tasks else request.max_nodes
+    if not request.tasks:
+        # GPUs for the whole job are gathered from as many nodes as it takes.
+        return max(tasks, sum(request.gpus.per_job.values()))
+    simple = request.whole_nodes in ("", "--exclusive") and not (request.whole_cpus or cluster.whole_cpus)
+    if _whole(request, partition, cluster) and simple and request.gpus == Gpus() and not partition.hidden_nodes:
+        # Nobody else is on its nodes, so each of them but the last is filled with tasks.
+        fit = [room for node in partition.nodes if (room := _room(request, node, defaults))]
+        return -(-tasks // min(fit)) if fit else tasks
+    return tasks
+
+
+def _room(request: Request, node: NodeFacts, defaults: MemoryDefaults) -> int:
+    """Return how many tasks an empty node holds at least, each on cores of its own."""
+    each, _ = _cpus_wanted(request, defaults, lambda what: what(node))
+    usable = min(node.cpus_per_core, request.threads_per_core or node.cpus_per_core)
+    rooms = [node.for_jobs // _cores(each, usable, node.cpus_per_core)]
+    per_cpu_mib = request.memory_per_cpu_mib or defaults.per_cpu_mib
+    if per_cpu_mib and request.memory_per_node_mib is None:
+        rooms.append(node.memory_mib // (per_cpu_mib * _cores(each, usable, node.cpus_per_core)))
+    if request.tasks_per_node:
+        rooms.append(request.tasks_per_node)
+    return min(rooms)
 
 
 def _cores(cpus: int, usable: int, threads: int) -> int:
