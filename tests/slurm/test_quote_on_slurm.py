@@ -1,6 +1,7 @@
 """The bound against what a real slurmctld allocates, and our prices against Slurm's own ``billing``.
 
 The nodes are a cloud's: slurmctld gives them to jobs without a slurmd, so any machine can have GPUs and threads.
+Of such nodes it does not count the GPUs of ``--gpus`` and ``--gpus-per-task``, which it does count on real ones.
 """
 
 import asyncio
@@ -118,7 +119,7 @@ def test_the_facts_are_those_of_the_configuration(cluster: ClusterFacts) -> None
 def test_nodes_that_slurm_hides_count_as_large_as_they_can_be(hidden: ClusterFacts) -> None:
     threads = hidden.partitions["threads"]
     assert (threads.nodes, threads.hidden_nodes) == ((), NODES)
-    limits = bound(sbatch.parse(["-n3"], script="", environment={}).components[0], threads, hidden)
+    limits = bound(sbatch.parse(["-n3"], script="", environment={})[0], threads, hidden)
     assert not isinstance(limits, NoBound)
     assert limits.candidates[0]["cpu"] == 3 * 8
     assert "PrivateData=cloud" in limits.notes[-1]
@@ -193,10 +194,10 @@ def test_a_quote_is_never_below_what_slurm_then_allocates(cloud: Sandbox, cluste
         if given is not None:
             started += 1
             asked = sbatch.parse(words, script="", environment={})
-            quoted = quote(asked.components, book=BOOK, cluster=cluster, moment=MOMENT)
+            quoted = quote(asked, book=BOOK, cluster=cluster, moment=MOMENT)
             sentence = f"sbatch {shlex.join(words)}: {given['TRES']}"
             assert isinstance(quoted, Quote), f"{sentence}: {quoted}"
-            limits = bound(asked.components[0], cluster.partitions[given["Partition"]], cluster)
+            limits = bound(asked[0], cluster.partitions[given["Partition"]], cluster)
             assert not isinstance(limits, NoBound)
             told = facts.tres(given["TRES"])
             for name in told.keys() - {"billing"}:
@@ -234,7 +235,7 @@ def test_a_component_without_a_time_has_the_first_ones(cloud: Sandbox) -> None:
     cloud.run(["scancel", job_id])
     assert ["TimeLimit=00:05:00" in line.split() for line in lines] == [True, True]
     assert ["Partition=threads" in line.split() for line in lines] == [True, False]
-    asked = sbatch.parse(words, script="", environment={}).components
+    asked = sbatch.parse(words, script="", environment={})
     assert [(each.time_limit, each.partitions) for each in asked] == [(300, ("threads",)), (300, ())]
 
 

@@ -13,8 +13,10 @@ from carrel.model.price import MILLION, NoBound, NoPrice, PriceBook, PriceList, 
 from carrel.model.request import Gpus, Request
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
-LARGE = NodeFacts(name="n1", cpus=16, cpus_per_core=2, memory_mib=16000, gres={"gpu": 4, "gpu:a100": 2, "gpu:v100": 2})
-SMALL = NodeFacts(name="n2", cpus=8, cpus_per_core=2, memory_mib=8000)
+LARGE = NodeFacts(
+    name="n1", cpus=16, for_jobs=16, cpus_per_core=2, memory_mib=16000, gres={"gpu": 4, "gpu:a100": 2, "gpu:v100": 2}
+)
+SMALL = NodeFacts(name="n2", cpus=8, for_jobs=8, cpus_per_core=2, memory_mib=8000)
 PARTITION = PartitionFacts(
     name="p", nodes=(LARGE, SMALL, SMALL), default_time_s=600, memory=MemoryDefaults(per_cpu_mib=100)
 )
@@ -52,6 +54,12 @@ def changed(**more: Any) -> PartitionFacts:
         ({"whole_nodes": "--exclusive", "min_nodes": 2, "max_nodes": 2}, 24, 2),
         ({"whole_cpus": "--ntasks-per-socket"}, 16, 1),
         ({"spread": True}, 6, 3),
+        ({"min_nodes": 1, "max_nodes": 3, "tasks": 2}, 4, 2),  # no more nodes than tasks
+        ({"whole_nodes": "--exclusive", "tasks": 8}, 24, 2),  # four fit on a small node
+        ({"whole_nodes": "--exclusive", "tasks": 8, "cpus_per_task": 3}, 32, 3),
+        ({"whole_nodes": "--exclusive", "tasks": 4, "tasks_per_node": 2}, 24, 2),
+        ({"whole_nodes": "--exclusive", "tasks": 2, "memory_per_cpu_mib": 3000}, 24, 2),
+        ({"whole_nodes": "--core-spec", "tasks": 3}, 32, 3),
     ],
 )
 def test_cpus_are_whole_cores_on_as_many_nodes_as_slurm_may_take(asked: dict[str, int], cpus: int, nodes: int) -> None:

@@ -10,7 +10,7 @@ from carrel.slurm import sbatch
 
 
 def asked(*words: str, script: str = "", environment: dict[str, str] | None = None) -> Request:
-    (component,) = sbatch.parse(words, script=script, environment=environment or {}).components
+    (component,) = sbatch.parse(words, script=script, environment=environment or {})
     return component
 
 
@@ -102,7 +102,7 @@ def test_wrap_takes_no_script() -> None:
 
 def test_components_are_parted_by_a_colon_and_by_hetjob_lines() -> None:
     script = "#!/bin/sh\n#SBATCH -n 1 -t 5 -q premium -p a\n#SBATCH hetjob\n#SBATCH -n 2\n"
-    found = sbatch.parse(["-c1", ":", "-c2", ":", "-t9", "job.sh"], script=script, environment={}).components
+    found = sbatch.parse(["-c1", ":", "-c2", ":", "-t9", "job.sh"], script=script, environment={})
     assert found == (
         Request(tasks=1, cpus_per_task=1, time_limit=300, qos=("premium",), partitions=("a",)),
         Request(tasks=2, cpus_per_task=2, time_limit=300, qos=("premium",)),

@@ -45,9 +45,10 @@ def show(
     Nothing is submitted. #SBATCH lines of the script and SBATCH_* variables count as they do for sbatch.
     """
     settings = config.load()
-    submission = sbatch.parse(words, script=_script(words), environment=os.environ)
-    book = prices.load(settings)
-    answer = asyncio.run(_ask(settings, book, submission.components))
+    components = sbatch.parse(words, script=_script(words), environment=os.environ)
+    if settings.guests.per == "task":
+        components = tuple(msgspec.structs.replace(each, guest_per_task=True) for each in components)
+    answer = asyncio.run(_ask(settings, prices.load(settings), components))
     if not isinstance(answer, Quote):
         raise RefusedError(answer.reason)
     if json:

@@ -14,6 +14,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
     cpus_per_core: int = 1
     """CPUs that are given together: threads of a core, or 1 where Slurm counts cores."""
+    for_jobs: int = 0
+    """CPUs that are not kept for the system (``CoreSpecCount``)."""
     memory_mib: int = 0
     gres: dict[str, int] = {}
     """By name, and by name and type: ``gpu``, ``gpu:a100``."""

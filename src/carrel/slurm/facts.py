@@ -122,6 +122,7 @@ def _node(line: str) -> NodeFacts | None:
         name=words["NodeName"],
         cpus=cpus,
         cpus_per_core=-(-cpus // cores) if cores else 1,
+        for_jobs=int(words.get("CPUEfctv", cpus)),
         memory_mib=int(words["RealMemory"]),
         gres=_gres(words.get("Gres", "")),
     )

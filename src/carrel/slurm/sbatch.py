@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-import msgspec
-
 from carrel.errors import UsageError
 from carrel.model.request import ByType, Gpus, Request, TimeLimit
 from carrel.slurm import hostlist
@@ -82,23 +80,19 @@ _MIB = {"K": Fraction(1, 1024), "": Fraction(1), "M": Fraction(1), "G": Fraction
 Options = dict[str, str]
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command line comes to."""
-
-    components: tuple[Request, ...]
-    script: str = ""
-    """The file; empty with ``--wrap`` or where the script is standard input."""
-    account: str = ""
-
-
 def script_of(words: Sequence[str]) -> str:
     """Return the script that the command line names; empty: ``--wrap``, or standard input."""
     parts, rest = _split(words)
     return "" if any("wrap" in part for part in parts) or not rest else rest[0]
 
 
-def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) -> Submission:
-    """Return what ``sbatch WORDS`` would submit; ``script`` is the text of the file that ``script_of`` named.
+def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) -> tuple[Request, ...]:
+    """Return the components of what ``sbatch WORDS`` would submit: one, or those of a heterogeneous job.
+
+    Args:
+        words: The command line without ``sbatch``.
+        script: The text of the file that ``script_of`` named.
+        environment: Its ``SBATCH_*`` variables count.
 
     Raises:
         UsageError: an option is unknown, or a value is not what sbatch takes.
@@ -120,7 +114,7 @@ def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) 
         components.append(_request(options))
     if len(components) > 1 and any(each.array_tasks > 1 for each in components):
         raise UsageError("--array: sbatch takes no array of heterogeneous jobs")
-    return Submission(components=tuple(components), script=script_of(words), account=components[0].account)
+    return tuple(components)
 
 
 def time_limit(text: str) -> TimeLimit:
