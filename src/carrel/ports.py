@@ -157,8 +157,12 @@ class Writing(Reading, Protocol):
         """Add rows, all columns in the order of ``carrel.bank.tables``."""
         ...
 
-    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> int:
-        """Change rows whose key and version the database still has, and return how many they were."""
+    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Change rows by their key, and add one to their version.
+
+        Raises:
+            LostRaceError: the database has another version of one; at the latest when the transaction ends.
+        """
         ...
 
 

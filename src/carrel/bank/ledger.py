@@ -21,9 +21,9 @@ from typing import Self
 
 import msgspec
 
-from carrel.bank.shelf import LostRaceError, load, write
+from carrel.bank.shelf import load, write
 from carrel.core.ledger import Asked, Wants, apply, wants
-from carrel.errors import CarrelError, UnreachableError, UsageError
+from carrel.errors import CarrelError, LostRaceError, UnreachableError, UsageError
 from carrel.model.ledger import Answer, AnyCommand
 from carrel.ports import Store
 

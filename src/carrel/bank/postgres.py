@@ -15,10 +15,11 @@ import psycopg
 
 from carrel.bank import migrations
 from carrel.bank.tables import TABLES
-from carrel.errors import UnreachableError
+from carrel.errors import LostRaceError, UnreachableError
 
 LOCK = 0x0CA77E1
 """The advisory lock of the writers, one for each database."""
+_TAKE_LOCK = f"SELECT pg_advisory_xact_lock({LOCK})".encode()
 LOCK_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10
 _TRIGGERS = {
@@ -60,6 +61,7 @@ def _update(name: str) -> str:
 class _Session:
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self.connection = connection
+        self._updates: list[tuple[str, psycopg.Cursor[tuple[Any, ...]], int]] = []
 
     def rows(self, sql: str, *values: Any) -> Iterator[Sequence[Any]]:
         return iter(self.connection.execute(_dialect(sql), values, prepare=True))
@@ -74,8 +76,15 @@ class _Session:
     def insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.execute(_insert(table), _columns(rows), prepare=True)
 
-    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> int:
-        return self.connection.execute(_update(table), _columns(rows), prepare=True).rowcount
+    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        cursor = self.connection.execute(_update(table), _columns(rows), prepare=True)
+        self._updates.append((table, cursor, len(rows)))
+
+    def check(self) -> None:
+        """Look at the counts of all updates, which are on their way until now."""
+        for table, cursor, expected in self._updates:
+            if cursor.rowcount != expected:
+                raise LostRaceError(f"a row of {table} was changed past the ledger's lock")
 
 
 def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -94,25 +103,32 @@ class PostgresStore:
         self._closed = False
 
     def migrate(self) -> int:
-        with self.writing() as session:
-            connection = session.connection
-            connection.execute("CREATE TABLE IF NOT EXISTS carrel_version (version bigint NOT NULL)")
-            version = max((int(row[0]) for row in session.rows("SELECT version FROM carrel_version")), default=0)
-            for number, script in migrations.after(version, "postgresql"):
-                connection.execute(script.encode(), prepare=False)
-                connection.execute("INSERT INTO carrel_version VALUES (%s)", (number,))
-                version = number
-            return version
+        with self._lock, self._errors():
+            connection = self._connect()
+            with connection, connection.transaction():
+                connection.execute(_TAKE_LOCK)
+                connection.execute("CREATE TABLE IF NOT EXISTS carrel_version (version bigint NOT NULL)")
+                rows = connection.execute("SELECT version FROM carrel_version").fetchall()
+                version = max((int(row[0]) for row in rows), default=0)
+                for number, script in migrations.after(version, "postgresql"):
+                    connection.execute(script.encode(), prepare=False)
+                    connection.execute("INSERT INTO carrel_version VALUES (%s)", (number,))
+                    version = number
+                return version
 
     @contextmanager
     def writing(self) -> Iterator[_Session]:
+        """Begin a transaction. Statements go out without waiting for each other where nobody reads their result."""
         with self._lock, self._errors():
             if self._writer is None or self._writer.broken:
                 self._writer = self._connect()
             connection = self._writer
-            with connection.transaction():
-                connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", prepare=True)
-                yield _Session(connection)
+            session = _Session(connection)
+            with connection.pipeline() as pipeline, connection.transaction():
+                connection.execute(_TAKE_LOCK, prepare=True)
+                yield session
+                pipeline.sync()
+                session.check()
 
     @contextmanager
     def reading(self) -> Iterator[_Session]:

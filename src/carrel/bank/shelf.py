@@ -27,10 +27,6 @@ from carrel.core.ledger import Wants
 from carrel.ports import Reading, Writing
 
 
-class LostRaceError(Exception):
-    """A row changed under the writer: somebody else writes past its lock. The batch is undone and begun again."""
-
-
 def columns(table: Table, prefix: str = "") -> str:
     return ", ".join(f"{prefix}{name}" for name in table.columns)
 
@@ -137,11 +133,7 @@ def _load_allocations(session: Reading, book: Book, wants: Wants) -> None:
 
 
 def write(session: Writing, book: Book) -> None:
-    """Write what is new and what changed.
-
-    Raises:
-        LostRaceError: a row is not as it was loaded.
-    """
+    """Write what is new and what changed, where the database still has the versions that were loaded."""
     for kind, table in ROWS.items():
         rows = book.changed.get(kind)
         if not rows:
@@ -154,8 +146,8 @@ def write(session: Writing, book: Book) -> None:
         if new:
             last = len(table.columns) - 1
             session.insert(table.name, [(*row[:last], 1) for row in new])
-        if old and session.update(table.name, old) != len(old):
-            raise LostRaceError
+        if old:
+            session.update(table.name, old)
     appended: dict[type[Txn | Entry | Key], Sequence[Txn | Entry | Key]] = {
         Txn: book.txns,
         Entry: book.entries,

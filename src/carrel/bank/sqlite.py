@@ -15,7 +15,7 @@ from typing import Any
 
 from carrel.bank import migrations
 from carrel.bank.tables import TABLES
-from carrel.errors import UnreachableError
+from carrel.errors import LostRaceError, UnreachableError
 
 BUSY_TIMEOUT_S = 10.0
 """How long to wait for a writer in another process; a batch takes milliseconds."""
@@ -65,8 +65,9 @@ class _Session:
     def insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         self._connection.executemany(_insert(table), rows)
 
-    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> int:
-        return self._connection.executemany(_update(table), rows).rowcount
+    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        if self._connection.executemany(_update(table), rows).rowcount != len(rows):
+            raise LostRaceError(f"a row of {table} was changed past the ledger's lock")
 
 
 class SqliteStore:

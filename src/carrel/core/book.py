@@ -26,7 +26,7 @@ GENESIS = bytes(32)
 
 
 class Row(msgspec.Struct, gc=False):
-    """A row that changes. Its fields are in the order of the columns; the last, ``version``, is 0 before it is there."""
+    """A row that changes. Fields are in the order of the columns; the last, ``version``, is 0 before it is there."""
 
 
 class Project(Row, gc=False):

@@ -309,13 +309,6 @@ class LedgerContract(LedgerSuite):
             tamper(damage)
             assert broken in {found.invariant for found in verify(ledger.store)}
 
-    def test_a_row_changed_under_the_writer_stops_it_and_nothing_is_lost(
-        self, teller: Teller, tamper: Callable[[str], None]
-    ) -> None:
-        teller.open(100)
-        tamper("UPDATE account SET version = version + 5 WHERE id = 4")
-        teller.do(Place, token="t", amount_micro_su=10)
-
     def test_a_closed_ledger_says_so(self, open_store: Callable[[], Store]) -> None:
         ledger = Ledger(open_store())
         ledger.close()
