@@ -54,6 +54,8 @@ def changed(**more: Any) -> PartitionFacts:
         ({"whole_nodes": "--exclusive", "min_nodes": 2, "max_nodes": 2}, 24, 2),
         ({"whole_cpus": "--ntasks-per-socket"}, 16, 1),
         ({"spread": True}, 6, 3),
+        ({"spread": True, "min_nodes": 1, "max_nodes": 1}, 2, 1),
+        ({"spread": True, "tasks": 2}, 4, 2),
         ({"min_nodes": 1, "max_nodes": 3, "tasks": 2}, 4, 2),  # no more nodes than tasks
         ({"whole_nodes": "--exclusive", "tasks": 8}, 24, 2),  # four fit on a small node
         ({"whole_nodes": "--exclusive", "tasks": 8, "cpus_per_task": 3}, 32, 3),

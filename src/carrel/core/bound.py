@@ -93,7 +93,7 @@ def _shape(
     tasks = max(request.tasks or 0, _tasks_of_gpus(request))
     least = max(request.min_nodes or 1, request.named_nodes)
     most = max(least, _most_nodes(request, partition, cluster, defaults, tasks))
-    anywhere = request.spread or (request.gpus.per_socket and request.max_nodes is None)
+    anywhere = (request.spread or request.gpus.per_socket) and request.max_nodes is None and not request.tasks
     nodes = len(members) if anywhere else min(most, len(members))
     tasks = max(tasks, nodes * max(1, request.tasks_per_node or 0))
     tasks = max(tasks, sum(_gpus(request, nodes, tasks).values()) * (request.gpus.tasks_each or 0))

@@ -74,7 +74,7 @@ def rate(resource: str, value: object, *, where: str) -> Rate:
             " priced are cpu, mem, node, guest, gres/NAME[:TYPE], license/NAME, bb/NAME"
         )
     suffix = ""
-    if isinstance(value, str) and value[-1:].upper() in ("K", "M", "G", "T", "P"):
+    if isinstance(value, str) and re.fullmatch(r"[0-9.]+[KMGTPkmgtp]", value):
         value, suffix = value[:-1], value[-1].upper()
         if not resource.startswith(_SIZED):
             raise CarrelError(f"{where}: {resource} = '{value}{suffix}': only mem and bb/NAME have a unit")
