@@ -61,6 +61,7 @@ def changed(**more: Any) -> PartitionFacts:
         ({"whole_nodes": "--exclusive", "tasks": 8, "cpus_per_task": 3}, 32, 3),
         ({"whole_nodes": "--exclusive", "tasks": 4, "tasks_per_node": 2}, 24, 2),
         ({"whole_nodes": "--exclusive", "tasks": 2, "memory_per_cpu_mib": 3000}, 24, 2),
+        ({"whole_nodes": "--exclusive", "tasks": 2, "memory_per_node_mib": 8000}, 16, 1),
         ({"whole_nodes": "--core-spec", "tasks": 3}, 32, 3),
     ],
 )
@@ -104,6 +105,7 @@ def test_an_exclusive_partition_gives_whole_nodes_with_their_gpus() -> None:
         ({"memory_per_node_mib": 10**9}, {}, 16000),
         ({"gpus": Gpus(per_node={"a100": 2}, memory_each_mib=600)}, {}, 1200),
         ({"gpus": Gpus(per_node={"a100": 2})}, {"per_gpu_mib": 500, "per_cpu_mib": 100}, 1000),
+        ({"gpus": Gpus(memory_each_mib=5)}, {}, 16000),
         ({"memory_per_cpu_mib": 2500}, {"max_per_cpu_mib": 1000}, 4 * 834),
         ({"memory_per_node_mib": 3000}, {"max_per_cpu_mib": 1000}, 3000),
     ],

@@ -7,7 +7,7 @@ resources and seconds a charge never exceeds its lien, and is never more than ha
 from collections.abc import Mapping
 from datetime import datetime
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, assert_never
 
 from carrel.model.price import MILLION, Line, Mode, NoPrice, PriceBook, Priced, Rate, Resources
 
@@ -114,3 +114,5 @@ def _rival(name: str, mode: Mode) -> bool:
             return name in ("cpu", "mem", "node") or name.startswith("gres/")
         case "max_tres_gres":
             return name in ("cpu", "mem", "node")
+        case _:
+            assert_never(mode)
