@@ -46,3 +46,8 @@ def test_a_sum_may_be_all_that_an_account_holds_but_not_one_more() -> None:
     assert total([HELD_MICRO_SU - 1, 1]) == HELD_MICRO_SU
     with pytest.raises(UsageError, match="more than an account can hold"):
         total([HELD_MICRO_SU, 1])
+
+
+def test_the_bounds_are_those_of_the_databases() -> None:
+    assert HELD_MICRO_SU == 9_223_372_036_854_775_807
+    assert MOST_MICRO_SU == 1_000_000_000_000_000_000
