@@ -256,6 +256,14 @@ def test_the_dearest_partition_of_a_list_counts() -> None:
     assert amount(quoted(Request(partitions=("q", "p")), q=other)) == 4 * HOUR
 
 
+def test_of_equally_dear_partitions_the_first_is_named() -> None:
+    answer = quoted(
+        Request(partitions=("q", "p")), prices=book(p=1, q=1), q=msgspec.structs.replace(PARTITION, name="q")
+    )
+    assert isinstance(answer, Quote)
+    assert answer.components[0].priced.partition == "q"
+
+
 def test_a_partition_of_a_list_that_has_no_bound_or_no_price_spoils_it() -> None:
     endless = msgspec.structs.replace(PARTITION, name="q", default_time_s=None)
     assert isinstance(quoted(Request(partitions=("p", "q")), q=endless), NoBound)
@@ -294,3 +302,7 @@ def test_the_dearest_type_of_gpu_counts() -> None:
 
 def test_more_than_an_account_can_hold_has_no_bound() -> None:
     assert isinstance(quoted(Request(array_tasks=10**15), prices=book(p=10**15)), NoBound)
+    for over in (0, 1):
+        rate = Rate((2**63 - 1 + over) * 3600, 2 * HOUR)
+        exactly = PriceBook((Version(name="v", valid_from=MOMENT, default=PriceList(rates={"cpu": rate})),))
+        assert isinstance(quoted(Request(), prices=exactly), NoBound if over else Quote)
