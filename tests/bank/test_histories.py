@@ -385,7 +385,7 @@ EXAMPLES = os.environ.get("CARREL_MODEL_EXAMPLES", "")
 
 TestHistories = pytest.mark.timeout(0 if EXAMPLES else 120)(Histories.TestCase)
 TestHistories.settings = settings(
-    max_examples=int(EXAMPLES or 20),
+    max_examples=int(EXAMPLES or 8),
     stateful_step_count=40,
     deadline=None,
     database=None,
