@@ -14,7 +14,7 @@ from carrel.model.price import NoBound
 from carrel.model.request import ByType, Gpus, Request
 
 OVERRUN_S = 60
-"""Slurm looks for jobs over their limit every 30 s, and one with a limit of 60 s was seen to end after 101 s."""
+"""Slurm looks for jobs over their limit every 30 s; such with a limit of 60 s were seen to end after 75 to 101 s."""
 
 
 class Bound(NamedTuple):
