@@ -72,6 +72,7 @@ def test_any_price_and_any_name_survive_the_file(micro_su: int, suffix: str, nam
         ("[[version]]\nvalid_from = 2026-01-01\n", "x: version 1: no name"),
         ('[[version]]\nname = "a"\n', "x: version 1: valid_from must be a date"),
         ('[[version]]\nname = "a"\nvalid_from = 2026-01-01T00:00:00\n', "has no offset; write 2026-01-01T00:00:00Z"),
+        ('[[version]]\nname = "a"\nvalid_from = 2026-01-01T00:00:00.5Z\n', "must be a whole second"),
         (HEAD + HEAD, "x: versions 'a' and 'a' are valid from the same moment"),
         (HEAD + HEAD.replace("2026", "2027"), "x: two versions have one name"),
         (HEAD + "price = 1\n", "x: version 1: unknown key price; known: name"),

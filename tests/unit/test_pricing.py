@@ -93,7 +93,8 @@ def test_a_qos_has_the_factor_of_its_partition_else_of_the_version(partition: st
 
 def test_the_version_in_force_when_the_run_starts_prices_it() -> None:
     assert cost({"cpu": 1}, moment=LATER - timedelta(microseconds=1)).version == "first"
-    assert cost({"cpu": 1}, moment=LATER).version == "second"
+    second = cost({"cpu": 1}, moment=LATER)
+    assert (second.version, second.version_number) == ("second", int(LATER.timestamp()))
 
 
 def test_before_the_first_version_nothing_has_a_price() -> None:

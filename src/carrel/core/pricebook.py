@@ -174,6 +174,8 @@ def _moment(value: object, *, where: str) -> datetime:
             raise CarrelError(
                 f"{where}: valid_from {value} has no offset; write 2026-01-01T00:00:00Z, or a date for UTC"
             )
+        case datetime(microsecond=fraction) if fraction:
+            raise CarrelError(f"{where}: valid_from {value} must be a whole second")
         case datetime():
             return value.astimezone(UTC)
         case date():

@@ -57,6 +57,7 @@ def price(
     return Priced(
         amount_micro_su=rounded(total * scale, rounding),
         version=version.name,
+        version_number=version.number,
         partition=partition,
         qos=qos,
         factor_millionths=factor,

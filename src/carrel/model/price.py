@@ -60,6 +60,11 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     qos_millionths: dict[str, int] = {}
     """Factor of a QOS, in millionths; an unlisted one has the factor 1."""
 
+    @property
+    def number(self) -> int:
+        """What the ledger keeps of a version: the second from which it is valid, which no other one shares."""
+        return int(self.valid_from.timestamp())
+
     def list_of(self, partition: str) -> PriceList | None:
         """Return the partition's prices; None: it has none, which is not the same as free."""
         return self.partitions.get(partition, self.default)
@@ -97,6 +102,8 @@ class Priced(msgspec.Struct, frozen=True, kw_only=True):
 
     amount_micro_su: int
     version: str
+    version_number: int
+    """``Version.number``."""
     partition: str
     qos: str
     factor_millionths: int
