@@ -109,6 +109,31 @@ class LedgerContract(LedgerSuite):
         assert teller.amounts("late") == (-5, 15, 0, 0)
         assert teller.refused(Place, token="c", amount_micro_su=1).available_micro_su == 0
 
+    def test_credit_is_drawn_on_only_when_the_money_of_all_is_gone_and_then_in_the_same_order(
+        self, teller: Teller
+    ) -> None:
+        teller.open(10, name="first", priority=2, credit_micro_su=5)
+        teller.open(10, name="second", priority=1)
+        teller.open(0, name="third", credit_micro_su=2)
+        names = ("first", "second", "third")
+        for token, amount, left in (
+            ("a", 15, (0, 5, 0)),
+            ("b", 8, (-3, 0, 0)),
+            ("c", 3, (-5, 0, -1)),
+            ("d", 1, (-5, 0, -2)),
+        ):
+            teller.do(Place, token=token, amount_micro_su=amount)
+            assert tuple(teller.amounts(name)[0] for name in names) == left
+        assert teller.refused(Place, token="e", amount_micro_su=1).available_micro_su == 0
+
+    def test_an_overdrawn_allocation_takes_nothing_from_the_others(self, teller: Teller) -> None:
+        teller.open(0, name="deep", priority=1)
+        teller.open(10)
+        teller.do(Adjust, allocation="deep", amount_micro_su=-30)
+        assert teller.refused(Place, token="t", amount_micro_su=11).available_micro_su == 10
+        teller.do(Place, token="t", amount_micro_su=10)
+        assert (teller.amounts("deep"), teller.amounts()) == ((-30, 0, 0, 0), (0, 10, 0, 0))
+
     def test_a_charge_uses_the_legs_in_order_and_a_refund_comes_from_the_last(self, teller: Teller) -> None:
         teller.open(10, name="first", priority=1)
         teller.open(10, name="second")
