@@ -103,12 +103,22 @@ class Controller(Section, frozen=True):
     """Munge's socket; empty: munge's own default."""
 
 
+class Prices(Section, frozen=True):
+    book: str = ""
+    """The price book; empty: ``prices.toml`` beside this file, or ``/etc/carrel/prices.toml``."""
+
+
+class Bank(Section, frozen=True):
+    prices: Prices = Prices()
+
+
 class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()
+    bank: Bank = Bank()
     drivers: dict[str, dict[str, Any]] = {}
 
     source: str = ""

@@ -7,7 +7,8 @@
     ├── NotFoundError      exit 3   no such image, guest, job, node
     ├── RefusedError       exit 4   understood, and not allowed or not possible here
     │   └── NodeFaultError exit 4   the node is at fault, not the request: drain it, requeue the job
-    └── UnreachableError   exit 5   a daemon or Slurm did not answer: *cannot tell*
+    ├── UnreachableError   exit 5   a daemon or Slurm did not answer: *cannot tell*
+    └── LostRaceError      exit 1   a row changed under its writer, who begins again
 
 A message is one line, lower case, without a full stop: the thing, the value, the next step.
 """
@@ -45,3 +46,7 @@ class UnreachableError(CarrelError):
     """Nobody answered, so nothing is known. Never a reason to destroy."""
 
     exit_code = 5
+
+
+class LostRaceError(CarrelError):
+    """A row was changed by somebody else since it was read; nothing was written, and the writer begins again."""

@@ -1,12 +1,13 @@
-"""The whole extension surface: what Carrel asks of a driver and of a scheduler.
+"""The whole extension surface: what Carrel asks of a driver, of a scheduler, and of the database of its ledger.
 
 A driver is loaded from the entry-point group ``carrel.drivers``; ours take the same road as a stranger's.
 ``carrel.testing.DriverContract`` tells its author whether it is right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -134,4 +135,60 @@ class Scheduler(Protocol):
 
     async def requeue(self, job_id: int) -> None:
         """Give the job back to the queue, as the node's fault and not its own."""
+        ...
+
+
+class Reading(Protocol):
+    """One unchanging view of the ledger's tables."""
+
+    def rows(self, sql: str, *values: Any) -> Iterator[Sequence[Any]]:
+        """Yield the rows of a query; ``%s`` is a value, ``IN ({ints})`` and ``IN ({texts})`` take a list."""
+        ...
+
+    def unguarded(self) -> set[str]:
+        """Return the names of the triggers that should refuse changes and are not there, or off."""
+        ...
+
+
+class Writing(Reading, Protocol):
+    """One transaction; nobody else writes before it ends."""
+
+    def insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Add rows, all columns in the order of ``carrel.bank.tables``."""
+        ...
+
+    def update(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Change rows by their key, and add one to their version.
+
+        Raises:
+            LostRaceError: the database has another version of one; at the latest when the transaction ends.
+        """
+        ...
+
+
+class Store(Protocol):
+    """A database that holds the ledger. It knows tables and transactions, and no rule.
+
+    Every method raises ``UnreachableError`` where the database does not answer. After one that was raised by the end
+    of ``writing`` nobody can tell whether the rows are there: the keys of the commands tell the next one.
+    """
+
+    def migrate(self) -> int:
+        """Bring the tables to this version and return it; once done, nothing is done again.
+
+        Raises:
+            CarrelError: they are of a later version than this program.
+        """
+        ...
+
+    def writing(self) -> AbstractContextManager[Writing]:
+        """Begin a transaction that is durable when it ends without an error, and undone otherwise."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """Begin a view of what is committed now. Any number at once, beside the writer."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the database; a second call does nothing."""
         ...

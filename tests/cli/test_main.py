@@ -29,7 +29,7 @@ def _nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_every_noun(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for noun in ("job", "guest", "image", "node", "config", "sandbox", "serve", "completion"):
+    for noun in ("job", "guest", "image", "node", "quote", "bank", "config", "sandbox", "serve", "completion"):
         assert re.search(rf"\b{noun}\b", shown)
 
 
@@ -58,6 +58,13 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["job", "list"], 5),
         (["job", "show", "7"], 5),
         (["job", "enter", "7"], 1),
+        (["quote", "--wrap", "true"], 3),
+        (["quote", "--frobnicate", "job.sh"], 2),
+        (["quote", "/no/such/script"], 1),
+        (["bank", "prices", "show"], 3),
+        (["bank", "prices", "check", "/no/such/book"], 3),
+        (["bank", "prices", "import-weights"], 5),
+        (["bank", "prices", "import-mybrc", "/no/such/file"], 1),
     ],
 )
 def test_a_failure_is_one_sentence_and_the_exit_status_of_its_kind(

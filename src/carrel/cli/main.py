@@ -20,6 +20,8 @@ _NOUNS = {
     "guest": "Guests: the virtual machines and containers of running jobs.",
     "image": "Images that guests are cloned from.",
     "node": "Nodes, and why one cannot run guests.",
+    "quote": "What a submission may cost, before it is submitted.",
+    "bank": "The site's service units: prices.",
     "config": "The settings in force.",
     "sandbox": "A real Slurm cluster with Carrel in a private directory.",
     "serve": "The daemons.",

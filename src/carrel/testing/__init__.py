@@ -5,5 +5,16 @@ from carrel.slurm.fake import FakeSlurm
 from carrel.testing.bank import FakeBank
 from carrel.testing.drivers import DriverContract
 from carrel.testing.fuse import Fuse, PowerCut
+from carrel.testing.ledger_contract import LedgerContract
+from carrel.testing.ledger_failures import LedgerFailureModes
 
-__all__ = ["DriverContract", "FakeBank", "FakeDriver", "FakeSlurm", "Fuse", "PowerCut"]
+__all__ = [
+    "DriverContract",
+    "FakeBank",
+    "FakeDriver",
+    "FakeSlurm",
+    "Fuse",
+    "LedgerContract",
+    "LedgerFailureModes",
+    "PowerCut",
+]

@@ -1,15 +1,17 @@
-"""The pytest plug-in: fixtures for tests against a real Slurm and real guests.
+"""The pytest plug-in: fixtures for tests against a real Slurm, real guests and a real PostgreSQL.
 
-``sandbox_factory``, ``slurm``, ``sandbox`` and ``user`` are described in ``carrel.testing.sandbox``.
+``sandbox_factory``, ``slurm``, ``sandbox`` and ``user`` are described in ``carrel.testing.sandbox``, ``postgres`` and
+``postgres_server`` in ``carrel.testing.postgres``.
 """
 
 from collections.abc import Generator
 
 import pytest
 
+from carrel.testing.postgres import postgres, postgres_server
 from carrel.testing.sandbox import logs_of_living_sandboxes, sandbox, sandbox_factory, slurm, user
 
-__all__ = ["pytest_runtest_makereport", "sandbox", "sandbox_factory", "slurm", "user"]
+__all__ = ["postgres", "postgres_server", "pytest_runtest_makereport", "sandbox", "sandbox_factory", "slurm", "user"]
 
 
 @pytest.hookimpl(wrapper=True)

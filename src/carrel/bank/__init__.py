@@ -1,0 +1,1 @@
+"""The ledger in a database: tables, the one writer, and the check of all invariants."""
