@@ -19,7 +19,7 @@ class Column(msgspec.Struct, frozen=True):
 
     name: str
     unit: str
-    """``ns``, ``us``, ``ms``, ``ticks``, ``bytes``, ``KiB``, ``pages``, ``sectors``, ``count``; empty: a plain number."""
+    """``ns``, ``us``, ``ms``, ``ticks``, ``bytes``, ``KiB``, ``pages``, ``sectors``, ``count``; or empty."""
     kind: Kind = "gauge"
     """A counter only grows, except when its source begins anew."""
 

@@ -11,6 +11,7 @@ import re
 import stat
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote
 
 from carrel.errors import CarrelError
 from carrel.model.job import JobKey
@@ -48,7 +49,17 @@ def component(text: str) -> str:
 
 def stem(node: str, view: View) -> str:
     """Return what the files of one node and view are called, less their ends: ``samples.c1``, ``samples.c1.guest``."""
-    return f"samples.{component(node)}" + ("" if view == "host" else f".{view}")
+    return f"samples.{component(node).replace('.', '%2E')}" + ("" if view == "host" else f".{view}")
+
+
+def of_stem(name: str) -> tuple[str, View]:
+    """Return whose the files are that ``stem`` named so, whatever they end in.
+
+    >>> of_stem(stem("c1.example", "guest") + ".csv.zst"), of_stem("samples.c1.seg")
+    (('c1.example', 'guest'), ('c1', 'host'))
+    """
+    _, node, *rest = name.split(".")
+    return unquote(node, errors="surrogateescape"), "guest" if "guest" in rest[:1] else "host"
 
 
 class JobFolder:
