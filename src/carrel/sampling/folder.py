@@ -5,6 +5,7 @@ before it, no symbolic link is followed, and what was opened must be a directory
 elsewhere (users, nodes, job ids); ``component`` is the only way for one to become a part of a path.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -88,11 +89,10 @@ class JobFolder:
         path = root / component(user)
         top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _make(top, top, path.name, owner)
-            users = _opened(top, path.name, path, uid=uid)
+            users = _users(top, path.name, path, owner)
             try:
                 for job in (str(run.job_id), str(run)):
-                    _make(top, users, job, owner, run=run)
+                    _make(top, users, job, owner, run)
                     descriptor = _opened(users, job, path / job, uid=uid)
                     if _run_of(descriptor) == _named(run):
                         return cls(descriptor, path / job, uid=uid, gid=gid)
@@ -178,7 +178,23 @@ def _opened(parent: int, name: str, path: Path, *, uid: int) -> int:
     return descriptor
 
 
-def _make(top: int, parent: int, name: str, owner: tuple[int, int], *, run: JobKey | None = None) -> None:
+def _users(top: int, name: str, path: Path, owner: tuple[int, int]) -> int:
+    """Return the user's directory, made if need be. Only root can put anything into the one above it."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=top)
+    descriptor = os.open(name, _DIRECTORY, dir_fd=top)
+    found = os.fstat(descriptor).st_uid
+    if found == os.geteuid():
+        # Made just now, by us or by another node that has not yet come to this line.
+        os.fchmod(descriptor, MODE)
+        os.fchown(descriptor, *owner)
+    elif found != owner[0]:
+        os.close(descriptor)
+        raise CarrelError(f"{path}: belongs to uid {found}, not to {owner[0]}; remove or chown it")
+    return descriptor
+
+
+def _make(top: int, parent: int, name: str, owner: tuple[int, int], run: JobKey) -> None:
     """Make a directory that is the user's and says whose run it is from its first moment; one that is there stays.
 
     It is made in the root, where nobody else can touch it, and renamed to its place: onto an absent or an empty
@@ -194,8 +210,7 @@ def _make(top: int, parent: int, name: str, owner: tuple[int, int], *, run: JobK
     os.mkdir(temporary, 0o700, dir_fd=top)
     made = os.open(temporary, _DIRECTORY, dir_fd=top)
     try:
-        if run is not None:
-            _mark(made, run, owner)
+        _mark(made, run, owner)
         os.fchmod(made, MODE)
         os.fchown(made, *owner)
         try:
@@ -203,8 +218,7 @@ def _make(top: int, parent: int, name: str, owner: tuple[int, int], *, run: JobK
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            if run is not None:
-                os.unlink(RUN_FILE, dir_fd=made)
+            os.unlink(RUN_FILE, dir_fd=made)
             os.rmdir(temporary, dir_fd=top)
     finally:
         os.close(made)

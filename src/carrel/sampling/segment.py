@@ -14,6 +14,7 @@ Numbers are little-endian. A reader stops at the first frame that is short or do
 file there and goes on, so that a row is there wholly or not at all.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -234,8 +235,9 @@ def _frame(body: bytes) -> bytes:
     return _HEAD.pack(len(body), zlib.crc32(body)) + body
 
 
-def open_reader(path: Path) -> SegmentReader:
-    """Open a segment for reading; it stays open as long as its reader lives.
+@contextlib.contextmanager
+def open_reader(path: Path) -> Iterator[SegmentReader]:
+    """Open a segment for reading.
 
     Raises:
         CarrelError: there is none, or it is none.
@@ -244,4 +246,5 @@ def open_reader(path: Path) -> SegmentReader:
         file = path.open("rb")
     except OSError as error:
         raise CarrelError(f"{path}: {error.strerror}; are these your samples?") from error
-    return SegmentReader(file, name=str(path))
+    with file:
+        yield SegmentReader(file, name=str(path))

@@ -62,16 +62,16 @@ class Survey:
         self.usage = Usage(node, view)
         self._seen: dict[Layout, _Seen] = {}
         self._wanted: dict[Layout, list[tuple[int, str]]] = {}
-        reader = open_reader(path)
-        for entry in reader.entries():
-            if isinstance(entry, Note):
-                self.notes.append(entry)
-                self.usage.note(entry)
-            else:
-                self._row(entry)
+        with open_reader(path) as reader:
+            for entry in reader.entries():
+                if isinstance(entry, Note):
+                    self.notes.append(entry)
+                    self.usage.note(entry)
+                else:
+                    self._row(entry)
+            self.sources = {layout.schema.set: layout.schema.source for layout in reader.layouts}
         self.varying, self.constants = self._sorted()
         self.units = {c.name: c.column.unit for c in self.varying}
-        self.sources = {layout.schema.set: layout.schema.source for layout in reader.layouts}
 
     @property
     def summary(self) -> NodeSummary | None:
@@ -156,11 +156,12 @@ class Survey:
 
 def _rows(path: Path, limit: int) -> Iterator[RowRead]:
     """Yield as many rows as the first pass saw: the segment may have grown since."""
-    for entry in open_reader(path).entries():
-        if isinstance(entry, RowRead):
-            if entry.seq >= limit:
-                return
-            yield entry
+    with open_reader(path) as reader:
+        for entry in reader.entries():
+            if isinstance(entry, RowRead):
+                if entry.seq >= limit:
+                    return
+                yield entry
 
 
 def _values(block: Block) -> tuple[Value, ...]:
