@@ -227,8 +227,8 @@ def main() -> None:
     os.nice(_PRIORITY)
     try:
         compact(arguments.stem, arguments.formats)
-    except CarrelError as error:
-        sys.exit(f"{error}")
+    except (CarrelError, OSError) as error:
+        sys.exit(f"{arguments.stem}: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from carrel.sampling.segment import RowRead, open_reader
 PROCESS = "process"
 """The set whose rows are a table of their own: a column for each process would be thousands."""
 
+_FIRST = ("job", "processes")
+"""What is the job's own comes before what is the node's."""
+
 Value = int | float
 
 
@@ -118,7 +121,7 @@ class Survey:
                 if name in constants:
                     unsigned = unsigned or constants.pop(name)[1] >= 2**63
                 varying[name] = Varying(name=name, column=column, floating=schema.floating, unsigned=unsigned)
-        return list(varying.values()), constants
+        return sorted(varying.values(), key=lambda one: one.name.partition(".")[0] not in _FIRST), constants
 
     def table(self) -> Iterator[tuple[int, list[Value | None]]]:
         """Yield (time in us, values of ``varying``); None where a value was not read at that moment."""
