@@ -286,6 +286,7 @@ class Sampler:
     def _read_node(self, now_us: int, *, forced: bool, costs_us: dict[str, float]) -> Reading:
         interval_us = self._fastest_us()
         blocks: list[Block] = []
+        began_ns = time.thread_time_ns()
         for state in self._node:
             source = state.source
             period_us = max(source.period_s * 1e6, interval_us * self._stretched.get(source.name, 1))
@@ -293,12 +294,13 @@ class Sampler:
             if rare and not forced and now_us - state.last_us < period_us - interval_us / 2:
                 continue
             state.last_us = now_us
-            began_ns = time.thread_time_ns()
             try:
                 blocks += source.read()
             except (OSError, ValueError, IndexError) as error:
                 self._failed(source.name, error)
-            costs_us[source.name] = (time.thread_time_ns() - began_ns) / 1000
+            ended_ns = time.thread_time_ns()
+            costs_us[source.name] = (ended_ns - began_ns) / 1000
+            began_ns = ended_ns
         return Reading(blocks)
 
     def _fastest_us(self) -> int:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from carrel.model.sample import Column, Schema
@@ -35,6 +36,7 @@ _NET = (
 )
 _PRESSURES = ("cpu", "memory", "io")
 _PSEUDO_DISK = re.compile(r"(?:loop|ram|zram)\d+")
+_PSEUDO_DISK_ROW = re.compile(_PSEUDO_DISK.pattern.encode())
 _VMSTAT_NR_COUNTERS = {"nr_dirtied", "nr_written", "nr_vmscan_write", "nr_vmscan_immediate_reclaim"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9_()-]+")
 
@@ -97,8 +99,15 @@ def sources(proc: Path = Path("/proc"), *, slow_period_s: float = SLOW_PERIOD_S)
         lambda: FileSource("vmstat", proc / "vmstat", Every(1, 2), _vmstat_columns),
         lambda: FileSource("loadavg", proc / "loadavg", _loadavg, _loadavg_columns, floating=True),
         lambda: FileSource("cpu", proc / "stat", _stat, _stat_columns),
-        lambda: FileSource("disk", proc / "diskstats", _disks, _disk_columns),
-        lambda: FileSource("net", proc / "net" / "dev", _net, _net_columns),
+        lambda: FileSource(
+            "disk",
+            proc / "diskstats",
+            _Rows(header=0, name=2, fields=range(3, 14), leave=_PSEUDO_DISK_ROW),
+            _disk_columns,
+        ),
+        lambda: FileSource(
+            "net", proc / "net" / "dev", _Rows(header=2, name=0, fields=[1 + at for _, at in _NET]), _net_columns
+        ),
         lambda: FileSource("interrupts", proc / "interrupts", _interrupts, _interrupt_columns, period_s=slow_period_s),
         *(
             partial(FileSource, f"pressure_{name}", proc / "pressure" / name, pressure, pressure_columns)
@@ -183,31 +192,46 @@ def _stat_columns(data: bytes) -> list[Column]:
     return [*found, *switches, Column("running", "count"), Column("blocked", "count")]
 
 
-def _disks(data: bytes) -> Parsed:
-    names, values = [], []
-    for line in data.decode().splitlines():
-        fields = line.split()
-        name = fields[2]
-        if not _PSEUDO_DISK.fullmatch(name):
-            names.append(name)
-            values += fields[3:14]
-    return tuple(names), list(map(int, values))
+class _Rows:
+    """Takes some numbers of each row of a file, whose rows all have as many words."""
+
+    def __init__(
+        self, *, header: int, name: int, fields: Sequence[int], leave: re.Pattern[bytes] | None = None
+    ) -> None:
+        """Take words ``fields`` of each row, after ``header`` lines; leave out rows whose word ``name`` matches."""
+        self._header = header
+        self._name = name
+        self._fields = fields
+        self._leave = leave
+        self._names: list[bytes] = []
+        self._shape: Hashable = None
+        self._take: Callable[[list[bytes]], Sequence[bytes]] = tuple
+
+    def __call__(self, data: bytes) -> Parsed:
+        """Return the names and the numbers."""
+        at = 0
+        for _ in range(self._header):
+            at = data.index(b"\n", at) + 1
+        words = data[at:].split()
+        width = len(words) // (data.count(b"\n") - self._header or 1)
+        names = words[self._name :: width] if width else []
+        if names != self._names:
+            self._remember(names, width)
+        return self._shape, list(map(int, self._take(words)))
+
+    def _remember(self, names: list[bytes], width: int) -> None:
+        leave = self._leave
+        rows = [row for row, name in enumerate(names) if leave is None or not leave.fullmatch(name)]
+        places = [row * width + field for row in rows for field in self._fields]
+        # itemgetter returns no tuple for one place; there are none or many.
+        self._take = itemgetter(*places) if places else lambda _: ()
+        self._names, self._shape = names, (width, *(names[row] for row in rows))
 
 
 def _disk_columns(data: bytes) -> list[Column]:
     names = (line.split()[2] for line in data.decode().splitlines())
     real = (_UNSAFE.sub("_", name) for name in names if not _PSEUDO_DISK.fullmatch(name))
     return [Column(f"{name}.{what}", unit, kind) for name in real for what, unit, kind in _DISK]  # type: ignore[arg-type]  # a kind by construction
-
-
-def _net(data: bytes) -> Parsed:
-    names, values = [], []
-    for line in data.decode(errors="replace").splitlines()[2:]:
-        name, _, numbers = line.rpartition(":")
-        fields = numbers.split()
-        names.append(name.strip())
-        values += [int(fields[at]) for _, at in _NET]
-    return tuple(names), values
 
 
 def _net_columns(data: bytes) -> list[Column]:
