@@ -204,7 +204,10 @@ def _delta(pair: tuple[Reading, Reading]) -> bytes:
 
 
 def size(figures: Figures, _repeat: int, _seconds: float) -> None:
-    """Bytes per value of a job of a minute and of an hour at 1 Hz; time is made to pass faster."""
+    """Bytes per value of a job of a minute and of an hour at 1 Hz.
+
+    Time is made to pass faster, so a row differs from the last one less than it would: read these as lower bounds.
+    """
     for rows in (60, 3600):
         with tempfile.TemporaryDirectory() as root, groups(1) as pids:
             folder = _fast_forward(Path(root), rows, pids[0])
@@ -232,7 +235,7 @@ def size(figures: Figures, _repeat: int, _seconds: float) -> None:
 
 
 def _fast_forward(root: Path, rows: int, pid: int) -> Path:
-    """Sample as fast as the machine can; what a busy second changes is then what a second at 1 Hz changes."""
+    """Take so many samples, one soon after the other."""
     settings = Metrics(root=str(root), period_s=0.05, budget_cores=1.0, sync_period_s=1e6)
     sampler = Sampler(settings, "bench")
     thread = threading.Thread(target=sampler.run)
@@ -256,9 +259,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="length of one paced measurement")
     parser.add_argument("--only", choices=["paced", "pieces", "size"], help="one part only")
     arguments = parser.parse_args()
-    print(
-        f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+    kernel, python = platform.release(), platform.python_version()
+    print(f"{os.cpu_count()} CPUs, Linux {kernel}, Python {python}, load {os.getloadavg()[0]:.1f}")
     parts = {"pieces": pieces, "paced": paced, "size": size}
     for name, part in parts.items():
         if arguments.only in (None, name):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from carrel.sampling.tables import Survey, Value, Varying
 
-ROWS_PER_GROUP = 16384
+ROWS_PER_GROUP = 4096
 METADATA_KEY = b"carrel"
 _TIME = pa.timestamp("us", tz="UTC")
 
