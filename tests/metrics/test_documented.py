@@ -20,9 +20,11 @@ def job_columns() -> set[Column]:
     return {column for _, columns, _ in wanted for column in columns}
 
 
-@pytest.mark.parametrize(
-    "column", sorted(job_columns(), key=lambda column: column.name), ids=lambda column: column.name
-)
+def name_of(column: Column) -> str:
+    return column.name
+
+
+@pytest.mark.parametrize("column", sorted(job_columns(), key=repr), ids=name_of)
 def test_a_metric_of_the_job_has_its_row_with_its_unit(column: Column) -> None:
     (row,) = [line for line in PAGE.splitlines() if re.match(rf"\| .*`job\.{column.name}`", line)]
     assert f"| {column.unit} | {column.kind} |" in row

@@ -84,7 +84,9 @@ cgroup2 /cg/unified cgroup2 rw 0 0
         ("0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0", "/system.slice/slurmstepd.scope/job_7"),
         ("0::/system.slice/n1_slurmstepd.scope/job_7/step_batch/slurm", "/system.slice/n1_slurmstepd.scope/job_7"),
         ("0::/system.slice/slurmstepd.scope/s5K1ABC/step_extern/user", "/system.slice/slurmstepd.scope/s5K1ABC"),
-        ("0::/user.slice/session-1.scope", "/user.slice/session-1.scope"),
+        ("0::/user.slice/session-1.scope", ""),
+        ("0::/system.slice/slurmd.service", ""),
+        ("0::/step_0", ""),
         ("0::/", ""),
     ],
 )
@@ -93,7 +95,7 @@ def test_in_version_2_the_jobs_group_is_above_the_step_whatever_it_is_called(
 ) -> None:
     groups = cgroup.of_process(7, proc=proc(tmp_path, line))
     assert groups.unified == (f"/cg/unified{unified}" if unified else "")
-    assert groups.slurm == ("step_" in line)
+    assert groups.any == bool(unified)
 
 
 def test_in_version_1_each_controller_has_its_own_directory(tmp_path: Path) -> None:

@@ -34,8 +34,6 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
     unified: str = ""
     v1: dict[str, str] = {}
     """By controller: ``memory``, ``cpuacct``, ``cpu``, ``blkio``, ``pids``, ``freezer``."""
-    slurm: bool = False
-    """Slurm makes and removes them."""
 
     @property
     def any(self) -> bool:
@@ -50,19 +48,18 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
 def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     """Return the groups of the job that a process belongs to.
 
-    Outside any Slurm step, the process's own group counts as the job's; the root of a hierarchy is nobody's.
+    A process that is in no step's group has none: its own may be that of a whole service, or of the node.
 
     Raises:
         OSError: the process is gone.
     """
     mounts = _mounts(proc)
-    unified, v1, slurm = "", {}, False
+    unified, v1 = "", {}
     for line in (proc / str(pid) / "cgroup").read_text(errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
         job = _job_part(path)
         if job is None:
             continue
-        slurm = slurm or job != path
         for controller in controllers.split(","):
             if (mounted := mounts.get(controller)) is None:
                 continue
@@ -71,7 +68,7 @@ def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
                 v1[controller] = where
             else:
                 unified = where
-    return JobGroups(unified=unified, v1=v1, slurm=slurm)
+    return JobGroups(unified=unified, v1=v1)
 
 
 def _job_part(path: str) -> str | None:
@@ -79,7 +76,7 @@ def _job_part(path: str) -> str | None:
     for at, part in enumerate(parts):
         if part.startswith("step_") and at > 1:
             return "/".join(parts[:at])
-    return path if len(parts) > 1 else None
+    return None
 
 
 def _mounts(proc: Path) -> dict[str, str]:
@@ -328,8 +325,6 @@ def _pressure(data: bytes) -> list[int]:
 
 def hold(groups: JobGroups) -> None:
     """Keep Slurm's directories of the job: slurmstepd removes them, and the last counters, before any epilog."""
-    if not groups.slurm:
-        return
     for where in _counted(groups):
         # Gone already, or a hierarchy that we may not write: then the last sample is the last that was in time.
         with contextlib.suppress(OSError):
@@ -338,8 +333,6 @@ def hold(groups: JobGroups) -> None:
 
 def release(groups: JobGroups) -> None:
     """Remove what ``hold`` made, and the job's directories where nothing else is in them. A second call is fine."""
-    if not groups.slurm:
-        return
     deadline = time.monotonic() + _REMOVE_TIMEOUT_S
     for where in _counted(groups):
         with contextlib.suppress(OSError):
