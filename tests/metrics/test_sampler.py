@@ -506,8 +506,8 @@ def test_on_a_full_disk_jobs_go_on_and_the_gap_is_told(tmp_path: Path) -> None:
             filler.unlink()
             wait_for_samples(one, 2)
             got(one.remove(run())).close()
-        gap = next(note for note in notes(segment(settings)) if note.what == "gap")
-        assert "could not be stored" in gap.text
+        gap = next(note for note in notes(segment(settings)) if "could not be stored" in note.text)
+        assert gap.what == "gap"
         assert gap.time_us - gap.from_us >= 100_000
     finally:
         subprocess.run(["umount", mount], check=True)

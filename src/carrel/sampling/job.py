@@ -134,11 +134,11 @@ class SampledJob:
             text = f"{late} samples were not taken in time"
             self.say("gap", text, now_us, from_us=self.writer.last_us)
         try:
+            self.writer.row(now_us, readings)
             if self._unstored_us:
                 text = f"{self.failures} samples in all could not be stored"
                 self.writer.note(Note(time_us=now_us, what="gap", text=text, from_us=self._unstored_us))
                 self._unstored_us = 0
-            self.writer.row(now_us, readings)
         except OSError as error:
             self.failures += 1
             self._unstored_us = self._unstored_us or self.writer.last_us or now_us
