@@ -1,5 +1,6 @@
 """Segments: whole up to the last frame, whatever happens to the writer."""
 
+import contextlib
 import io
 import os
 import resource
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from carrel.errors import CarrelError
 from carrel.model.sample import Column, Note, Schema
-from carrel.sampling.blocks import Layout, Reading
+from carrel.sampling.blocks import Layout, Reading, spread, squeezed
 from carrel.sampling.segment import KEY_EVERY, RowRead, SegmentReader, SegmentWriter, open_reader
 
 ROWS = st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 3), min_size=1, max_size=20)
@@ -61,6 +62,17 @@ def test_every_number_of_64_bits_comes_back(
     path = tmp_path_factory.mktemp("segment") / "s.seg"
     written(path, rows)
     assert values(path) == rows
+
+
+@given(st.binary(max_size=300) | st.lists(st.sampled_from([0, 0, 0, 0, 7]), max_size=300).map(bytes))
+def test_what_is_squeezed_comes_back(data: bytes) -> None:
+    assert spread(squeezed(data), len(data)) == data
+
+
+@given(st.binary(max_size=40), st.integers(0, 300))
+def test_what_was_never_squeezed_is_refused_or_has_the_length_asked_for(data: bytes, length: int) -> None:
+    with contextlib.suppress(ValueError):
+        assert len(spread(data, length)) == length
 
 
 def test_fractions_come_back(tmp_path: Path) -> None:
@@ -224,7 +236,7 @@ def test_on_a_full_disk_nothing_is_half_written_and_the_next_row_is_right(tmp_pa
 WRITER = """
 import os, sys
 from carrel.model.sample import Column, Schema
-from carrel.sampling.blocks import Layout, Reading
+from carrel.sampling.blocks import Layout, Reading, spread, squeezed
 from carrel.sampling.segment import SegmentWriter
 writer = SegmentWriter(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), name="s")
 shape = Layout(Schema(set="s", columns=(Column("n", "count"), Column("m", "count")), source=""))

@@ -10,8 +10,8 @@ r"""The file that a job's samples go to while it runs: appended to, and whole up
                                                            in its place before; an empty one says nothing
             | "K" like R, its blobs in full                 the first row of each writer, and every so often
 
-    blob    = deflate of: count (u32)  numbers of layouts (u32 each)  their rows, one after the other,
-              exclusive or those of the same layouts in the blob before (else zeros); 64 bits for each column
+    blob    = count (u32; 2^32 - 1: as in the blob before)  numbers of layouts (u32 each)  ``squeezed``: their rows, one
+              after the other, exclusive or those of the same layouts in the blob before (else zeros); 64 bits a column
 
 Numbers are little-endian. A reader stops at the first frame that is short or does not have its sum; a writer cuts the
 file there and goes on, so that a row is there wholly or not at all.
@@ -91,7 +91,7 @@ class SegmentReader:
                 return
             try:
                 entry = self._entry(body)
-            except (KeyError, zlib.error, msgspec.MsgspecError, struct.error, OverflowError):
+            except (KeyError, ValueError, msgspec.MsgspecError, struct.error):
                 return  # with the right sum: its owner has edited the file
             self.end += _HEAD.size + length
             if entry is not None:
