@@ -86,7 +86,7 @@ thread = threading.Thread(target=sampler.run)
 thread.start()
 for pid, job in zip(map(int, sys.argv[6::2]), sys.argv[5::2]):
     sampler.add(msgspec.json.decode(job, type=Job), pid=pid).result()
-time.sleep(12 if period >= 1 else 2)  # beyond the dense start
+time.sleep(12)  # beyond the dense start
 before, cpu = sampler.status().samples, time.process_time()
 time.sleep(seconds)
 used, taken = time.process_time() - cpu, sampler.status().samples - before
