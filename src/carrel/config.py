@@ -110,6 +110,30 @@ class Prices(Section, frozen=True):
 
 class Bank(Section, frozen=True):
     prices: Prices = Prices()
+class Metrics(Section, frozen=True):
+    enabled: bool = True
+    root: str = "/var/lib/carrel/metrics"
+    """The samples of a job go to ``<root>/<user>/<job>/``, on a disk that root can write; nodes may share it."""
+    period_s: float = 1.0
+    """Time between two samples of a job that asked for no other."""
+    period_min_s: float = 0.05
+    period_max_s: float = 3600.0
+    slow_period_s: float = 60.0
+    """Interrupts are read so often: they cost more than all else, on nodes with many CPUs milliseconds."""
+    process_period_s: float = 10.0
+    """Processes are read so often after the first seconds of a job."""
+    budget_cores: float = 0.01
+    """Part of a CPU that sampling may take; beyond it, the dearest sources are read less often, as the files say."""
+    sync_period_s: float = 1.0
+    """A power cut loses what is younger than this; a kill loses nothing that was written."""
+    job_bytes_max: int = 256 * 2**20
+    """Before the samples of a job on one node grow beyond this, it is sampled less often, and the files say so."""
+    formats: tuple[Literal["csv", "parquet"], ...] = ("csv",)
+    """Written at the end of a job. ``parquet`` needs ``carrel[parquet]`` on the node."""
+    keep_days: float = 90.0
+    """Samples of jobs that ended longer ago are removed; 0: never."""
+    user_bytes_max: int = 10 * 2**30
+    """A user's oldest jobs are removed beyond this; 0: never."""
 
 
 class Config(Section, frozen=True):
@@ -119,6 +143,7 @@ class Config(Section, frozen=True):
     node: Node = Node()
     controller: Controller = Controller()
     bank: Bank = Bank()
+    metrics: Metrics = Metrics()
     drivers: dict[str, dict[str, Any]] = {}
 
     source: str = ""

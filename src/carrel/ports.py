@@ -1,4 +1,4 @@
-"""The whole extension surface: what Carrel asks of a driver, of a scheduler, and of the database of its ledger.
+"""The whole extension surface: what Carrel asks of a driver, of a sink, of a scheduler, and of a ledger's database.
 
 A driver is loaded from the entry-point group ``carrel.drivers``; ours take the same road as a stranger's.
 ``carrel.testing.DriverContract`` tells its author whether it is right.
@@ -15,6 +15,7 @@ from carrel.config import Config
 from carrel.model.guest import Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.model.job import Job
+from carrel.model.sample import Batch
 
 
 class ImageSource(Protocol):
@@ -107,6 +108,28 @@ class Driver(Protocol):
 
     async def read(self, name: str) -> Counters:
         """Return what the guest used so far; counters that cannot be read are absent."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes the samples of jobs elsewhere, in a process that is not the sampler's.
+
+    The segments are its spool: a sink that is down reads on later. It is called from one thread.
+    """
+
+    def write(self, batch: Batch) -> None:
+        """Take rows, all or none; when it returns, they are safe there.
+
+        The same rows may come again, after a failure or a restart: ``(run, node, view, seq)`` names a row for ever.
+
+        Raises:
+            UnreachableError: nobody is there; the same batch comes again later.
+            RefusedError: it will never take this batch; it is dropped, and counted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything. Rows that ``write`` took are not lost by it."""
         ...
 
 

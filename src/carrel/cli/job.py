@@ -15,10 +15,13 @@ from cyclopts import App, Parameter
 from carrel import config
 from carrel.cli import api, output
 from carrel.cli.guest import JobId, Json, Timing, describe
+from carrel.cli.report import lines
 from carrel.config import Config
+from carrel.core import report
 from carrel.daemons import views
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
 from carrel.model.job import Job, JobState
+from carrel.sampling import reading
 from carrel.slurm.client import SlurmClient
 
 app = App(name="job", help="Slurm's jobs and the guests that they run in.")
@@ -105,6 +108,18 @@ def events(job: JobId, /, *, json: Json = False) -> None:
         return
     rows = [(output.clock(event.time), event.node, event.what, event.guest, event.text) for event in found]
     output.table(("TIME", "NODE", "EVENT", "GUEST", "WHAT"), rows)
+
+
+@app.command(name="report")
+def report_(job: JobId, /, *, json: Json = False) -> None:
+    """Show how well a job used its CPUs, memory and time limit, and what to ask for next time."""
+    root = Path(config.load().metrics.root)
+    made = report.report(reading.summary(reading.find(root, job)))
+    if json:
+        output.objects([made])
+        return
+    for line in lines(made):
+        print(output.printable(line))
 
 
 @app.command

@@ -1,0 +1,141 @@
+"""From rows of samples to what a job used: sums and peaks of one node and view.
+
+Fed row by row, so that a week of samples needs no more memory than a second of them.
+"""
+
+from collections.abc import Mapping
+
+from carrel.model.job import Job
+from carrel.model.sample import NodeSummary, Note, View
+
+_PEAKS = (
+    "job.memory_used_bytes",
+    "job.memory_peak_bytes",
+    "job.memory_limit_bytes",
+    "processes.processes",
+    "processes.resident_bytes",
+)
+_COUNTERS = (
+    "job.cpu_ns",
+    "job.cpu_system_ns",
+    "job.throttled_ns",
+    "job.oom_kills",
+    "job.device_read_bytes",
+    "job.device_write_bytes",
+    "processes.cpu_ns",
+    "processes.system_ns",
+    "processes.io_wait_ns",
+    "processes.read_bytes",
+    "processes.written_bytes",
+)
+WANTED = frozenset((*_PEAKS, *_COUNTERS))
+"""The only columns that matter here; rows may have others."""
+
+
+class Usage:
+    """What was used so far."""
+
+    def __init__(self, node: str, view: View) -> None:
+        """Know nothing yet."""
+        self.job: Job | None = None
+        """As the last note that said so described it."""
+        self.ended = False
+        self._node = node
+        self._view = view
+        self._first_us = self._last_us = 0
+        self._samples = 0
+        self._gap_us = 0
+        self._peaks: dict[str, float] = {}
+        self._counters: dict[str, float] = {}
+        self._memory_area = self._memory_us = 0.0
+        self._memory_before: tuple[int, float] | None = None
+        self._cpu_before: tuple[int, float] | None = None
+        self._cpu_peak: float | None = None
+
+    def note(self, note: Note) -> None:
+        """Take what a note says: whose job it is, where samples are missing, whether it has ended."""
+        if note.job is not None:
+            self.job = note.job
+        if note.what == "gap" and note.from_us:
+            self._gap_us += note.time_us - note.from_us
+        self.ended = note.what == "end" or (self.ended and note.what != "start")
+
+    def row(self, time_us: int, values: Mapping[str, float]) -> None:
+        """Take a row, in the order of time."""
+        self._first_us = self._first_us or time_us
+        self._last_us = time_us
+        self._samples += 1
+        for name in _PEAKS:
+            if name in values:
+                self._peaks[name] = max(values[name], self._peaks.get(name, 0))
+        for name in _COUNTERS:
+            if name in values:
+                # A counter that fell began anew, in groups that another sampler saw: the most is the least it can be.
+                self._counters[name] = max(values[name], self._counters.get(name, 0))
+        self._memory(time_us, values)
+        self._cpu(time_us, values)
+
+    def _memory(self, time_us: int, values: Mapping[str, float]) -> None:
+        used = values.get("job.memory_used_bytes")
+        if used is None:
+            self._memory_before = None
+            return
+        if self._memory_before is not None:
+            before_us, before = self._memory_before
+            self._memory_area += (used + before) / 2 * (time_us - before_us)
+            self._memory_us += time_us - before_us
+        self._memory_before = (time_us, used)
+
+    def _cpu(self, time_us: int, values: Mapping[str, float]) -> None:
+        used = values.get("job.cpu_ns", values.get("processes.cpu_ns"))
+        if used is None:
+            return
+        if self._cpu_before is not None:
+            before_us, before = self._cpu_before
+            # Over a hundredth of a second, one tick of a counter would look like a CPU.
+            if time_us - before_us < 100_000:
+                return
+            self._cpu_peak = max(self._cpu_peak or 0.0, (used - before) / 1000 / (time_us - before_us))
+        self._cpu_before = (time_us, used)
+
+    def summary(self) -> NodeSummary | None:
+        """Return the sums; None where there was no row."""
+        if not self._samples:
+            return None
+        count, peak = self._counters.get, self._peaks.get
+        return NodeSummary(
+            node=self._node,
+            view=self._view,
+            first_s=self._first_us / 1e6,
+            last_s=self._last_us / 1e6,
+            samples=self._samples,
+            gap_s=self._gap_us / 1e6,
+            cpus=self.job.cpus if self.job else 0,
+            memory_limit_bytes=int(peak("job.memory_limit_bytes", 0)) or (self.job.memory_bytes if self.job else 0),
+            cpu_s=_scaled(count("job.cpu_ns", count("processes.cpu_ns")), 1e-9),
+            cpu_system_s=_scaled(count("job.cpu_system_ns", count("processes.system_ns")), 1e-9),
+            cpu_peak=self._cpu_peak,
+            memory_peak_bytes=_whole(peak("job.memory_used_bytes", peak("processes.resident_bytes"))),
+            memory_mean_bytes=_whole(self._memory_area / self._memory_us if self._memory_us else None),
+            memory_cached_peak_bytes=_whole(peak("job.memory_peak_bytes")),
+            read_bytes=_larger(count("processes.read_bytes"), count("job.device_read_bytes")),
+            written_bytes=_larger(count("processes.written_bytes"), count("job.device_write_bytes")),
+            io_wait_s=_scaled(count("processes.io_wait_ns"), 1e-9),
+            throttled_s=_scaled(count("job.throttled_ns"), 1e-9),
+            oom_kills=_whole(count("job.oom_kills")),
+            processes_peak=_whole(peak("processes.processes")),
+        )
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else round(value * factor, 6)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _larger(one: float | None, other: float | None) -> int | None:
+    """Each of two accounts misses something: processes that ended between two looks, writes that nobody is charged."""
+    known = [value for value in (one, other) if value is not None]
+    return round(max(known)) if known else None

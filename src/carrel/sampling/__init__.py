@@ -1,0 +1,1 @@
+"""The sampler of a node, and the files that it writes. Nothing here but the standard library is in the hot path."""

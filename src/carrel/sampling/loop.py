@@ -1,0 +1,359 @@
+"""The sampler of a node: one thread for all jobs, so that what is the node's is read once.
+
+It needs no event loop and shares no lock with its callers but that of a list: whatever else the process does, a
+sample is late by microseconds. Its methods may be called from any thread and return at once; what they ask for is done
+by the thread that is in ``run``.
+"""
+
+import contextlib
+import pwd
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from carrel.config import Metrics
+from carrel.core import schedule
+from carrel.errors import CarrelError, NotFoundError, RefusedError
+from carrel.model.job import Job, JobKey
+from carrel.model.sample import SamplerStatus, View
+from carrel.sampling import cgroup, node
+from carrel.sampling.blocks import Block, Reading, Source
+from carrel.sampling.folder import JobFolder
+from carrel.sampling.job import SampledJob
+from carrel.sampling.sync import Syncer
+
+GOVERN_EVERY = 10
+"""Samples between two looks at what sampling costs."""
+_CLOCK_STEP_US = 500_000
+_WAIT_MAX_S = 60.0
+_SMOOTHING = 0.2
+
+_T = TypeVar("_T")
+
+
+class _State:
+    """When a source of the node was last read, and what that costs."""
+
+    __slots__ = ("last_us", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.last_us = 0
+
+
+class Sampler:
+    """Samples jobs from their first to their last second."""
+
+    def __init__(
+        self, settings: Metrics, name: str, *, view: View = "host", sources: Sequence[Source] | None = None
+    ) -> None:
+        """Open the node's sources; nothing is sampled before ``run``.
+
+        Args:
+            settings: Where to, how often, and what it may cost.
+            name: The node's name.
+            view: Whether this is the job's node, or the inside of its guest.
+            sources: What to read of the node; by default all that its kernel offers.
+        """
+        self._settings = settings
+        self._name = name
+        self._view = view
+        found = node.sources(slow_period_s=settings.slow_period_s) if sources is None else sources
+        self._node = [_State(source) for source in found]
+        self._jobs: dict[JobKey, SampledJob] = {}
+        self._commands: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._stopping = False
+        self._costs_us: dict[str, float] = {}
+        self._stretched: dict[str, int] = {}
+        self._failures: Counter[str] = Counter()
+        self._last_failure = ""
+        self._samples = 0
+        self._offset_us = _offset_us()
+        self._syncer = Syncer(period_s=settings.sync_period_s, failed=self._failed)
+
+    # ---- what callers ask for
+
+    def add(self, job: Job, *, pid: int = 0, interval_s: float | None = None) -> "Future[Path]":
+        """Sample a job, at once and from then on; the answer is its directory. A second call changes nothing.
+
+        Args:
+            job: The run; its user, and on this node its CPUs and memory.
+            pid: Any process of it, where there is one yet; see ``attach``.
+            interval_s: Time between two samples; by default the site's.
+
+        The answer fails with:
+            CarrelError: its directory is not the user's own, or the run has been sampled to its end.
+            RefusedError: the interval is out of bounds.
+            OSError: the directory or the segment cannot be made.
+        """
+        return self._ask(lambda: self._add(job, pid, interval_s))
+
+    def attach(self, run: JobKey, pid: int) -> "Future[None]":
+        """Count what the groups of this process count. Until then, only the node is sampled."""
+        return self._ask(lambda: self._attach(self._job(run), pid))
+
+    def describe(self, job: Job) -> "Future[None]":
+        """Keep what is better known of a job now: its name, account and limits."""
+        return self._ask(lambda: self._job(job.key).describe(job, _now_us()))
+
+    def interval(self, run: JobKey, seconds: float) -> "Future[None]":
+        """Sample a running job this often from now on.
+
+        The answer fails with:
+            RefusedError: the interval is out of bounds.
+            NotFoundError: the run is not being sampled.
+        """
+        return self._ask(lambda: self._change_interval(self._job(run), seconds))
+
+    def remove(self, run: JobKey) -> "Future[JobFolder]":
+        """Take the last sample; the answer, which the caller must close, comes when it is on the disk.
+
+        The answer fails with:
+            NotFoundError: the run is not being sampled.
+        """
+        answer: Future[JobFolder] = Future()
+        self._ask(lambda: self._remove(run, answer)).add_done_callback(_pass_failure_to(answer))
+        return answer
+
+    def runs(self) -> tuple[JobKey, ...]:
+        """Return what is being sampled."""
+        return tuple(self._jobs)
+
+    def status(self) -> SamplerStatus:
+        """Return how the sampler is doing; costs are those of late."""
+        return SamplerStatus(
+            jobs=len(self._jobs),
+            samples=self._samples,
+            cost_us={name: round(cost, 1) for name, cost in self._costs_us.copy().items()},
+            stretched=dict(self._stretched),
+            failures=dict(self._failures),
+            last_failure=self._last_failure,
+        )
+
+    def stop(self) -> None:
+        """End ``run``. Jobs go on; a later sampler of this node appends to their segments."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    # ---- the thread
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        syncer = threading.Thread(target=self._syncer.run, name="carrel-sync", daemon=True)
+        syncer.start()
+        try:
+            while True:
+                for command in self._awaited():
+                    command()
+                if self._stopping:
+                    return
+                self._sample_due()
+        finally:
+            for job in self._jobs.values():
+                job.let_go(release=False)
+                job.folder.close()
+            for state in self._node:
+                state.source.close()
+            self._syncer.stop()
+            syncer.join()
+
+    def _awaited(self) -> list[Callable[[], None]]:
+        """Wait for a command or for the next sample."""
+        with self._wake:
+            if not self._commands and not self._stopping:
+                due_us = min((job.due_us for job in self._jobs.values()), default=None)
+                wait_s = None if due_us is None else min((due_us - _now_us()) / 1e6, _WAIT_MAX_S)
+                if wait_s is None or wait_s > 0:
+                    self._wake.wait(wait_s)
+            found, self._commands = self._commands, []
+            return found
+
+    def _ask(self, deed: Callable[[], _T]) -> "Future[_T]":
+        answer: Future[_T] = Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(deed())
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's, and the sampler goes on
+                if not isinstance(error, NotFoundError | RefusedError):
+                    self._failed("command", error)
+                answer.set_exception(error)
+
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+        return answer
+
+    def _job(self, run: JobKey) -> SampledJob:
+        if run not in self._jobs:
+            raise NotFoundError(f"job {run} is not being sampled on {self._name}; has it ended?")
+        return self._jobs[run]
+
+    def _add(self, job: Job, pid: int, interval_s: float | None) -> Path:
+        if job.key in self._jobs:
+            if pid:
+                self._attach(self._jobs[job.key], pid)
+            return self._jobs[job.key].folder.path
+        interval_us = self._interval_us(interval_s or self._settings.period_s)
+        user, gid = _owner(job)
+        folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
+        now_us = _now_us()
+        try:
+            known = msgspec.structs.replace(job, user=user, gid=gid)
+            made = SampledJob(known, folder, node=self._name, view=self._view, interval_us=interval_us, now_us=now_us)
+        except BaseException:
+            folder.close()
+            raise
+        self._jobs[job.key] = made
+        self._syncer.watch(made.writer)
+        if pid:
+            with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
+                self._attach(made, pid)
+        self._sample([made], forced=True)
+        return folder.path
+
+    def _attach(self, job: SampledJob, pid: int) -> None:
+        groups = cgroup.of_process(pid)
+        if job.processes is None or groups != job.groups:
+            job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+
+    def _interval_us(self, seconds: float) -> int:
+        low, high = self._settings.period_min_s, self._settings.period_max_s
+        if not low <= seconds <= high:
+            raise RefusedError(f"a job cannot be sampled every {seconds:g} s; here from {low:g} to {high:g} s")
+        return round(seconds * 1e6)
+
+    def _change_interval(self, job: SampledJob, seconds: float) -> None:
+        now_us = _now_us()
+        job.change_interval(self._interval_us(seconds), now_us)
+        job.say("interval", f"sampled every {seconds:g} s from now on", now_us)
+
+    def _remove(self, run: JobKey, answer: "Future[JobFolder]") -> None:
+        job = self._job(run)
+        self._sample([job], forced=True)
+        del self._jobs[run]
+        job.end(_now_us(), self.status().cost_us)
+        job.let_go(release=True)
+        self._syncer.close(job.writer).add_done_callback(lambda _: answer.set_result(job.folder))
+
+    def _sample_due(self) -> None:
+        self._mind_the_clock()
+        now_us = _now_us()
+        due = [job for job in self._jobs.values() if job.due_us <= now_us]
+        if due:
+            self._sample(due, forced=False)
+            if self._samples % GOVERN_EVERY == 0:
+                self._govern()
+
+    def _mind_the_clock(self) -> None:
+        """A clock that was set makes all that is due wrong by as much."""
+        offset_us = _offset_us()
+        step_us = offset_us - self._offset_us
+        self._offset_us = offset_us
+        if abs(step_us) > _CLOCK_STEP_US:
+            now_us = _now_us()
+            for job in self._jobs.values():
+                job.due_us = now_us
+                job.say("clock", f"the clock of {self._name} was set by {step_us / 1e6:+.3f} s", now_us)
+
+    def _sample(self, jobs: list[SampledJob], *, forced: bool) -> None:
+        now_us = _now_us()
+        costs_us: dict[str, float] = {}
+        stretch = self._stretched.get("processes", 1)
+        own = [job.read(now_us, forced=forced, stretch=stretch, costs_us=costs_us) for job in jobs]
+        shared = self._read_node(now_us, forced=forced, costs_us=costs_us)
+        began_ns = time.thread_time_ns()
+        for job, reading in zip(jobs, own, strict=True):
+            if error := job.store(now_us, (shared, reading)):
+                self._failed("store", error)
+            job.due_us = schedule.next_due_us(now_us, job.interval_us)
+            job.bound(self._settings.job_bytes_max, round(self._settings.period_max_s * 1e6), now_us)
+        costs_us["store"] = (time.thread_time_ns() - began_ns) / 1000
+        for name, cost in costs_us.items():
+            before = self._costs_us.get(name, cost)
+            self._costs_us[name] = before + _SMOOTHING * (cost - before)
+        self._samples += 1
+
+    def _read_node(self, now_us: int, *, forced: bool, costs_us: dict[str, float]) -> Reading:
+        interval_us = self._fastest_us()
+        blocks: list[Block] = []
+        began_ns = time.thread_time_ns()
+        for state in self._node:
+            source = state.source
+            period_us = max(source.period_s * 1e6, interval_us * self._stretched.get(source.name, 1))
+            rare = period_us > interval_us
+            if rare and not forced and now_us - state.last_us < period_us - interval_us / 2:
+                continue
+            state.last_us = now_us
+            try:
+                blocks += source.read()
+            except (OSError, ValueError, IndexError) as error:
+                self._failed(source.name, error)
+            ended_ns = time.thread_time_ns()
+            costs_us[source.name] = (ended_ns - began_ns) / 1000
+            began_ns = ended_ns
+        return Reading(blocks)
+
+    def _fastest_us(self) -> int:
+        return min((job.interval_us for job in self._jobs.values()), default=round(self._settings.period_s * 1e6))
+
+    def _govern(self) -> None:
+        periods_s = {state.source.name: state.source.period_s for state in self._node}
+        interval_s = self._fastest_us() / 1e6
+        fixed = ("job", "store")  # what a job used is what sampling is for
+        able = {name: cost for name, cost in self._costs_us.items() if name not in fixed}
+        budget = self._settings.budget_cores - sum(self._costs_us.get(name, 0.0) for name in fixed) / 1e6 / interval_s
+        before = self._stretched
+        self._stretched = schedule.stretched(able, before, interval_s=interval_s, periods_s=periods_s, budget=budget)
+        for name in sorted(before.keys() | self._stretched.keys()):
+            self._tell_stretch(name, before.get(name, 1), self._stretched.get(name, 1))
+
+    def _tell_stretch(self, name: str, before: int, after: int) -> None:
+        if before == after:
+            return
+        what = "degraded" if after > before else "restored"
+        text = f"{name} is read at each {after}. sample: one reading takes {self._costs_us[name]:.0f} us"
+        text += f" and sampling may take {self._settings.budget_cores:g} of a core"
+        now_us = _now_us()
+        for job in self._jobs.values():
+            job.say(what, text, now_us)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._failures[what] += 1
+        self._last_failure = f"{what}: {error}"
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _offset_us() -> int:
+    return (time.time_ns() - time.monotonic_ns()) // 1000
+
+
+def _owner(job: Job) -> tuple[str, int]:
+    """Return the user's name and group, from the password database where Slurm did not say them."""
+    try:
+        entry = pwd.getpwuid(job.uid)
+    except (KeyError, OverflowError) as error:
+        if job.user and job.uid >= 0 and job.gid >= 0:
+            return job.user, job.gid
+        raise CarrelError(f"job {job.key}: there is no uid {job.uid} on this node to own its samples") from error
+    return job.user or entry.pw_name, job.gid if job.gid >= 0 else entry.pw_gid
+
+
+def _pass_failure_to(answer: "Future[JobFolder]") -> Callable[["Future[None]"], None]:
+    def passing(done: "Future[None]") -> None:
+        if error := done.exception():
+            answer.set_exception(error)
+
+    return passing

@@ -1,0 +1,187 @@
+"""The pure part: when to sample, what to leave out, what was used, what to keep."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from carrel.core import schedule
+from carrel.core.retention import Kept, doomed
+from carrel.core.usage import Usage
+from carrel.model.job import Job, JobKey
+from carrel.model.sample import NodeSummary, Note
+
+SECOND_US = 1_000_000
+TIMES = st.integers(0, 2**52)
+INTERVALS = st.integers(50_000, 3_600_000_000)
+
+
+@given(now=TIMES, interval=INTERVALS)
+def test_a_sample_is_due_at_the_next_multiple_of_the_interval(now: int, interval: int) -> None:
+    due = schedule.next_due_us(now, interval)
+    assert due % interval == 0
+    assert now < due <= now + interval
+
+
+@given(now=TIMES, late=st.integers(0, 10**9), interval=INTERVALS)
+def test_missed_samples_are_those_that_would_have_fitted(now: int, late: int, interval: int) -> None:
+    assert schedule.missed(now, now + late, interval) == late // interval
+
+
+@given(now=TIMES, old=INTERVALS, new=INTERVALS)
+def test_after_a_change_the_next_sample_is_late_by_neither_interval(now: int, old: int, new: int) -> None:
+    due = schedule.due_after_change_us(schedule.next_due_us(now, old), now, new)
+    assert now < due <= now + min(old, new)
+
+
+def test_within_the_budget_nothing_is_left_out() -> None:
+    assert schedule.stretched({"a": 100}, {}, interval_s=1, periods_s={}, budget=0.01) == {}
+
+
+def test_beyond_the_budget_the_dearest_is_read_half_as_often() -> None:
+    found = schedule.stretched({"a": 9_000, "b": 2_000}, {}, interval_s=1, periods_s={}, budget=0.01)
+    assert found == {"a": 2}
+
+
+def test_a_source_with_a_long_period_is_dear_only_by_what_it_takes_in_it() -> None:
+    costs = {"slow": 100_000, "fast": 9_000}
+    found = schedule.stretched(costs, {}, interval_s=1, periods_s={"slow": 60}, budget=0.01)
+    assert found == {"fast": 2}
+
+
+def test_a_stretch_begins_where_it_saves_something() -> None:
+    found = schedule.stretched({"slow": 10**6}, {}, interval_s=1, periods_s={"slow": 10}, budget=0.01)
+    assert found == {"slow": 16}
+
+
+def test_a_stretch_has_an_end() -> None:
+    found = schedule.stretched({"a": 10**9}, {"a": 64}, interval_s=1, periods_s={}, budget=0.01)
+    assert found == {"a": 64}
+
+
+def test_well_within_the_budget_it_is_read_more_often_again() -> None:
+    assert schedule.stretched({"a": 100}, {"a": 4}, interval_s=1, periods_s={}, budget=0.01) == {"a": 2}
+    assert schedule.stretched({"a": 100}, {"a": 2}, interval_s=1, periods_s={}, budget=0.01) == {}
+
+
+def test_what_would_exceed_the_budget_again_stays_stretched() -> None:
+    assert schedule.stretched({"a": 9_000}, {"a": 2}, interval_s=1, periods_s={}, budget=0.01) == {"a": 2}
+
+
+@given(
+    costs=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1e6), min_size=1),
+    interval_s=st.floats(0.05, 60),
+    budget=st.floats(0.001, 0.5),
+)
+def test_the_governor_comes_to_rest(costs: dict[str, float], interval_s: float, budget: float) -> None:
+    stretches: dict[str, int] = {}
+    for _ in range(100):
+        stretches = schedule.stretched(costs, stretches, interval_s=interval_s, periods_s={}, budget=budget)
+    again = schedule.stretched(costs, stretches, interval_s=interval_s, periods_s={}, budget=budget)
+    assert again == stretches
+    taken = sum(schedule.load(costs, stretches, interval_s=interval_s, periods_s={}).values())
+    assert taken <= budget or all(stretches.get(name, 1) == schedule.STRETCH_MAX for name in costs)
+
+
+JOB = Job(key=JobKey(cluster="k", job_id=7, submit_s=1), state="running", cpus=4, memory_bytes=2**30)
+
+
+def used(*rows: tuple[float, dict[str, float]], notes: tuple[Note, ...] = ()) -> NodeSummary:
+    usage = Usage("c1", "host")
+    usage.note(Note(time_us=1, what="start", text="", job=JOB))
+    for note in notes:
+        usage.note(note)
+    for second, values in rows:
+        usage.row(round(second * SECOND_US), values)
+    found = usage.summary()
+    assert found is not None
+    return found
+
+
+def test_without_a_row_there_is_no_summary() -> None:
+    assert Usage("c1", "host").summary() is None
+
+
+def test_cpu_time_is_the_counter_and_its_peak_the_steepest_rise() -> None:
+    found = used((10, {"job.cpu_ns": 0}), (11, {"job.cpu_ns": 5e8}), (12, {"job.cpu_ns": 25e8}))
+    assert (found.cpu_s, found.cpu_peak, found.samples) == (2.5, 2.0, 3)
+
+
+def test_two_samples_that_almost_coincide_make_no_peak() -> None:
+    found = used((10, {"job.cpu_ns": 0}), (11, {"job.cpu_ns": 1e9}), (11.001, {"job.cpu_ns": 1.1e9}))
+    assert found.cpu_peak == pytest.approx(1.0)
+
+
+def test_memory_peaks_include_shared_memory_and_the_mean_is_over_time() -> None:
+    found = used(
+        (10, {"job.memory_used_bytes": 0}), (11, {"job.memory_used_bytes": 100}), (14, {"job.memory_used_bytes": 100})
+    )
+    assert (found.memory_peak_bytes, found.memory_mean_bytes) == (100, 88)
+
+
+def test_a_limit_of_the_group_is_better_known_than_slurms() -> None:
+    assert used((1, {})).memory_limit_bytes == 2**30
+    assert used((1, {"job.memory_limit_bytes": 5})).memory_limit_bytes == 5
+
+
+def test_what_was_not_measured_is_absent_and_not_zero() -> None:
+    found = used((10, {}))
+    absent = (
+        found.cpu_s,
+        found.cpu_peak,
+        found.memory_peak_bytes,
+        found.read_bytes,
+        found.oom_kills,
+        found.throttled_s,
+    )
+    assert absent == (None,) * 6
+
+
+def test_without_groups_the_processes_count() -> None:
+    found = used((10, {"processes.cpu_ns": 0, "processes.resident_bytes": 7}), (11, {"processes.cpu_ns": 3e9}))
+    assert (found.cpu_s, found.memory_peak_bytes) == (3.0, 7)
+
+
+def test_of_two_accounts_of_what_was_written_the_larger_counts() -> None:
+    found = used((10, {"processes.written_bytes": 100, "job.device_write_bytes": 30}))
+    assert found.written_bytes == 100
+
+
+def test_gaps_are_summed() -> None:
+    gap = Note(time_us=5 * SECOND_US, what="gap", text="", from_us=2 * SECOND_US)
+    assert used((1, {}), notes=(gap, gap)).gap_s == 6.0
+
+
+def test_a_job_that_began_again_has_not_ended() -> None:
+    usage = Usage("c1", "host")
+    usage.note(Note(time_us=1, what="end", text=""))
+    assert usage.ended
+    usage.note(Note(time_us=2, what="start", text=""))
+    assert not usage.ended
+
+
+def kept(name: str, ended_s: float, size: int = 10, *, user: str = "ann", finished: bool = True) -> Kept:
+    return Kept(user=user, name=name, ended_s=ended_s, size_bytes=size, finished=finished)
+
+
+def names(found: tuple[Kept, ...]) -> list[str]:
+    return [one.name for one in found]
+
+
+def test_what_is_too_old_goes_and_the_rest_stays() -> None:
+    all_ = [kept("old", 0), kept("edge", 100), kept("new", 199)]
+    assert names(doomed(all_, now_s=200, keep_s=100, user_bytes_max=0)) == ["old"]
+
+
+def test_beyond_a_users_room_the_oldest_go_until_it_fits() -> None:
+    all_ = [kept("3", 3), kept("1", 1), kept("2", 2), kept("other", 0, 1000, user="bob")]
+    assert names(doomed(all_, now_s=9, keep_s=0, user_bytes_max=1000)) == []
+    assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=20)) == ["1"]
+    assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=19)) == ["1", "2"]
+
+
+def test_what_is_being_sampled_stays_however_large() -> None:
+    assert doomed([kept("runs", 0, 10**9, finished=False)], now_s=10**9, keep_s=1, user_bytes_max=1) == ()
+
+
+def test_without_limits_nothing_goes() -> None:
+    assert doomed([kept("old", 0, 10**12)], now_s=10**9, keep_s=0, user_bytes_max=0) == ()
