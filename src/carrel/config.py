@@ -110,6 +110,8 @@ class Prices(Section, frozen=True):
 
 class Bank(Section, frozen=True):
     prices: Prices = Prices()
+
+
 class Metrics(Section, frozen=True):
     enabled: bool = True
     root: str = "/var/lib/carrel/metrics"

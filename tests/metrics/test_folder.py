@@ -31,7 +31,7 @@ def test_no_name_leads_out_of_its_directory(name: str) -> None:
     assert part.isprintable()
 
 
-@given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
+@given(st.text(min_size=1, max_size=16), st.text(min_size=1, max_size=16))
 def test_two_names_never_become_one(one: str, other: str) -> None:
     assert (component(one) == component(other)) == (one == other)
 
@@ -42,7 +42,7 @@ def test_a_name_that_cannot_be_a_directory_is_refused(name: str) -> None:
         component(name)
 
 
-@given(st.text(min_size=1, max_size=30))
+@given(st.text(min_size=1, max_size=16))
 def test_a_files_name_says_whose_it_is(node: str) -> None:
     assert of_stem(stem(node, "host") + ".csv.zst") == (node, "host")
     assert of_stem(stem(node, "guest") + ".seg") == (node, "guest")
