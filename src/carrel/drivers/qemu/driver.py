@@ -9,24 +9,24 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import msgspec
 
 from carrel import config
-from carrel.core.clones import growth
 from carrel.core.guests import refuse_other_mounts
 from carrel.drivers.qemu import accelerator, cgroups, launch
 from carrel.drivers.qemu.clones import Broken, Clones
 from carrel.drivers.qemu.command import Accelerator
-from carrel.drivers.qemu.control import Control, identity, kernel_of
+from carrel.drivers.qemu.control import Control
 from carrel.drivers.qemu.files import GuestDirectory, Record
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
 from carrel.drivers.qemu.templates import Parts, TemplateError
+from carrel.drivers.qemu.wake import WATCH_PERIOD_S, ended_by, wake
 from carrel.errors import CarrelError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
@@ -34,13 +34,8 @@ from carrel.ports import DriverContext
 from carrel.process import Pid, process_state
 
 NAME = "qemu"
-WATCH_PERIOD_S = 0.05
-END_LOOKS = 40
-DYING_LOOKS = 10
 DESTROY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
-
-_T = TypeVar("_T")
 
 
 class QemuDriver:
@@ -131,7 +126,7 @@ class QemuDriver:
             monitor = await self._monitor(directory)
             return Agent(fd=await monitor.add_port(port))
         except (UnreachableError, RefusedError) as error:
-            if ended := await self._ended(directory):
+            if ended := await ended_by(directory):
                 raise RefusedError(_gone_sentence(*ended)) from error
             raise
 
@@ -249,9 +244,18 @@ class QemuDriver:
 
     async def _finish(self, directory: GuestDirectory, record: Record) -> Record:
         try:
-            return await self._introduce(directory, record)
+            return await self._wake(directory, record)
         except TemplateError as error:
-            return await self._introduce(directory, await self._start_anew(directory, record, error))
+            return await self._wake(directory, await self._start_anew(directory, record, error))
+
+    async def _wake(self, directory: GuestDirectory, record: Record) -> Record:
+        return await wake(
+            directory,
+            record,
+            control=self._control,
+            monitor=self._monitor,
+            resume_timeout_s=self._settings.resume_timeout_s,
+        )
 
     async def _try(self, directory: GuestDirectory, spec: GuestSpec, *, broken: Broken | None = None) -> Record:
         image = msgspec.structs.replace(self._context.images.files(spec.image), name=spec.image_name)
@@ -336,96 +340,6 @@ class QemuDriver:
                 raise RefusedError(said[1] if said else directory.guard_log() or "carrel-guard ended at once")
             await asyncio.sleep(WATCH_PERIOD_S / 10)
 
-    async def _introduce(self, directory: GuestDirectory, record: Record) -> Record:
-        """Wait for the agent, and tell it who it is.
-
-        Raises:
-            TemplateError: it does not go on from its template.
-        """
-        control = await self._awake_by(directory, record, self._control(directory))
-        phases = [("qemu", time.time() - record.started_s)]
-
-        def mark(phase: str) -> None:
-            phases.append((phase, time.time() - record.started_s - sum(seconds for _, seconds in phases)))
-
-        try:
-            kernel = await self._awake(directory, record, control)
-            mark("resume" if record.template else "boot")
-            if grown := growth(record.spec.memory_bytes, record.memory.size_bytes) if record.memory else 0:
-                monitor = await self._monitor(directory)
-                await self._while_it_lives(directory, monitor.grow(grown))
-                mark("memory")
-            await self._while_it_lives(
-                directory,
-                control.ask(identity(record.spec), answer="ready", timeout_s=record.spec.boot_timeout_s),
-            )
-            mark("identity")
-        finally:
-            control.close()
-        ready = msgspec.structs.replace(
-            record,
-            kernel=kernel,
-            ready_s=time.time(),
-            phases=tuple((phase, round(seconds, 4)) for phase, seconds in phases),
-        )
-        directory.write(ready)
-        return ready
-
-    async def _awake(self, directory: GuestDirectory, record: Record, control: Control) -> str:
-        """Return the guest's kernel once its agent has said hello, after a boot or from a template."""
-        if not record.template:
-            return kernel_of(await self._while_it_lives(directory, control.hello()))
-
-        async def resume() -> str:
-            monitor = await self._monitor(directory)
-            await self._while_it_lives(directory, monitor.restore(record.state))
-            # The template was stopped in conversation, so its agent does not greet by itself.
-            await control.tell({"verb": "hello"})
-            return kernel_of(await self._while_it_lives(directory, control.hello()))
-
-        return await self._awake_by(directory, record, resume())
-
-    async def _awake_by(self, directory: GuestDirectory, record: Record, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return what ``work`` returns, which the template has a part in where there is one.
-
-        Raises:
-            TemplateError: it did not come about, and nobody else is to blame.
-        """
-        # What is left is for the boot of another.
-        limit_s = min(self._settings.resume_timeout_s, record.spec.boot_timeout_s / 2) if record.template else None
-        try:
-            async with asyncio.timeout(limit_s):
-                return await work
-        except TimeoutError as error:
-            raise TemplateError(f"no word from it after {limit_s:g} s") from error
-        except UnreachableError as error:
-            ended = await self._ended(directory) if record.template else None
-            # Whoever ends the guest with its job, or takes its memory, says nothing against the template.
-            if not record.template or (ended and ended[0] not in {"exited", "stopped"}):
-                raise
-            raise TemplateError(ended[1] if ended else str(error)) from error
-
-    async def _while_it_lives(self, directory: GuestDirectory, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return what ``work`` returns.
-
-        Raises:
-            UnreachableError: QEMU ended first.
-        """
-        gone = asyncio.ensure_future(self._gone(directory))
-        doing = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait([gone, doing], return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                raise UnreachableError("qemu ended")
-            return await doing
-        finally:
-            gone.cancel()
-            doing.cancel()
-
-    async def _gone(self, directory: GuestDirectory) -> None:
-        while directory.end() is None and all(pid.alive for pid in directory.pids().values()):  # noqa: ASYNC110  # a file
-            await asyncio.sleep(WATCH_PERIOD_S)
-
     async def _control(self, directory: GuestDirectory) -> Control:
         with directory.short() as short:
             return await Control.connect(short / "control.sock")
@@ -461,23 +375,9 @@ class QemuDriver:
 
     async def _why_gone(self, directory: GuestDirectory, spec: GuestSpec, error: CarrelError) -> str:
         """Return the sentence for a guest that ended while it started."""
-        ended = await self._ended(directory)
+        ended = await ended_by(directory)
         reason = ended[1] if ended else error
         return f"guest of image {spec.image_name}: {directory.panic() or reason}; {_see(spec)}"
-
-    async def _ended(self, directory: GuestDirectory) -> tuple[str, str] | None:
-        """Return why a guest is gone (word, sentence), or None where it lives.
-
-        QEMU closes its sockets before it is gone, and its guard writes a moment after it went.
-        """
-        qemu = directory.pids().get("qemu")
-        for look in range(END_LOOKS):
-            if ended := directory.end():
-                return ended
-            if look >= DYING_LOOKS and qemu is not None and qemu.alive:
-                return None
-            await asyncio.sleep(WATCH_PERIOD_S)
-        return ("killed", "qemu is gone, and its guard with it") if qemu is not None and not qemu.alive else None
 
 
 def _failed(directory: GuestDirectory, sentence: str) -> RefusedError:
