@@ -138,7 +138,8 @@ async def _guest(
         child = await asyncio.create_subprocess_exec(
             *("nice", "-n", NICE, "setpriv", "--no-new-privs", "--pdeathsig=KILL"),
             *_as_user(user),
-            *("--", *qemu),
+            # Where this process ended before the kernel was told to end its child with it, nobody would.
+            *("--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()), *qemu),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=opened(directory.path / "guard.log", os.O_WRONLY | os.O_CREAT),
