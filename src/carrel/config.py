@@ -113,7 +113,8 @@ class Bank(Section, frozen=True):
 
 
 class Metrics(Section, frozen=True):
-    enabled: bool = True
+    """Read by ``carrel job report`` and by the sampler, which carreld does not run yet."""
+
     root: str = "/var/lib/carrel/metrics"
     """The samples of a job go to ``<root>/<user>/<job>/``, on a disk that root can write; nodes may share it."""
     period_s: float = 1.0
