@@ -161,6 +161,20 @@ class GuestDirectory:
         return sock
 
 
+def opened(stack: contextlib.ExitStack, path: Path, flags: int, *, within: int | None = None) -> int:
+    """Return a descriptor that is closed with ``stack``; a file that this makes is its maker's alone.
+
+    Args:
+        stack: What closes it.
+        path: The file; relative to ``within``, a descriptor of a directory, where there is one.
+        flags: As ``os.open`` takes them.
+        within: See ``path``.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=within)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
 def _tail(path: Path) -> str:
     """Return the end of a file that others write, however long they made it."""
     with path.open("rb") as file:

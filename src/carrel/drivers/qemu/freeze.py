@@ -16,7 +16,7 @@ from pathlib import Path
 from carrel import process
 from carrel.drivers.qemu.command import Descriptors, Memory, command_line
 from carrel.drivers.qemu.control import Control, kernel_of
-from carrel.drivers.qemu.files import GuestDirectory
+from carrel.drivers.qemu.files import GuestDirectory, opened
 from carrel.drivers.qemu.monitor import Monitor
 from carrel.drivers.qemu.settings import Settings
 from carrel.drivers.qemu.templates import Conditions, Template, Templates, new_ram
@@ -107,25 +107,20 @@ async def _guest(
     """Run the template's QEMU; it is gone afterwards, also where this process was killed."""
     with ExitStack() as stack:
 
-        def opened(path: Path, flags: int) -> int:
-            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, descriptor)
-            return descriptor
-
         def listening(name: str) -> int:
             return stack.enter_context(directory.listen(name)).fileno()
 
         fds = Descriptors(
-            kernel=opened(kernel.kernel, os.O_RDONLY),
-            initramfs=opened(kernel.initramfs, os.O_RDONLY),
-            disk=opened(new / "disk", os.O_RDWR),
-            base=opened(image.root, os.O_RDONLY),
+            kernel=opened(stack, kernel.kernel, os.O_RDONLY),
+            initramfs=opened(stack, kernel.initramfs, os.O_RDONLY),
+            disk=opened(stack, new / "disk", os.O_RDWR),
+            base=opened(stack, image.root, os.O_RDONLY),
             ram=ram,
-            console=opened(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            console=opened(stack, directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
             monitor=listening("qmp.sock"),
             control=listening("control.sock"),
         )
-        stage = opened(directory.path / "stage", os.O_RDONLY | os.O_DIRECTORY)
+        stage = opened(stack, directory.path / "stage", os.O_RDONLY | os.O_DIRECTORY)
         qemu = command_line(
             settings=settings,
             accelerator=conditions.accelerator,
@@ -142,7 +137,7 @@ async def _guest(
             *("--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()), *qemu),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            stderr=opened(directory.path / "guard.log", os.O_WRONLY | os.O_CREAT),
+            stderr=opened(stack, directory.path / "guard.log", os.O_WRONLY | os.O_CREAT),
             pass_fds=[*fds.all(), stage],
             cwd="/",
         )

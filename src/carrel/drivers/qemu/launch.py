@@ -14,7 +14,7 @@ import msgspec
 from carrel import paths, process
 from carrel.drivers.qemu import cgroups
 from carrel.drivers.qemu.command import Descriptors, Memory, command_line
-from carrel.drivers.qemu.files import GuestDirectory, Record
+from carrel.drivers.qemu.files import GuestDirectory, Record, opened
 from carrel.drivers.qemu.settings import Settings
 from carrel.drivers.qemu.templates import Parts
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
@@ -101,23 +101,18 @@ def start(
         parts = template(stack) if template else None
         disk = make_overlay(directory, record, parts.empty) if parts else make_disk(directory, record, image, settings)
 
-        def opened(path: Path, flags: int) -> int:
-            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, descriptor)
-            return descriptor
-
         def listening(name: str) -> int:
             sock: socket.socket = stack.enter_context(directory.listen(name))
             return sock.fileno()
 
-        console = opened(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        console = opened(stack, directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.fchown(console, spec.uid, 0)  # theirs alone to read: others may be in the user's group
         os.fchmod(console, 0o400)
         fds = Descriptors(
-            kernel=None if parts else opened(kernel.kernel, os.O_RDONLY),
-            initramfs=None if parts else opened(kernel.initramfs, os.O_RDONLY),
-            disk=opened(disk, os.O_RDWR),
-            base=None if record.clone == "full" else opened(image.root, os.O_RDONLY),
+            kernel=None if parts else opened(stack, kernel.kernel, os.O_RDONLY),
+            initramfs=None if parts else opened(stack, kernel.initramfs, os.O_RDONLY),
+            disk=opened(stack, disk, os.O_RDWR),
+            base=None if record.clone == "full" else opened(stack, image.root, os.O_RDONLY),
             layer=parts.disk if parts else None,
             ram=parts.ram if parts else None,
             state=parts.state if parts else None,

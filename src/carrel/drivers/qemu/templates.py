@@ -29,6 +29,7 @@ import msgspec
 
 from carrel import config, process
 from carrel.drivers.qemu.command import Accelerator
+from carrel.drivers.qemu.files import opened
 from carrel.errors import CarrelError
 
 SAVE_TIMEOUT_S = 120.0
@@ -129,13 +130,13 @@ class Templates:
         home = self.path / template.conditions.digest
         try:
             # One made anew under the same name has other memory: what is opened here belongs together.
-            directory = _open(stack, home, os.O_PATH | os.O_DIRECTORY)
+            directory = opened(stack, home, os.O_PATH | os.O_DIRECTORY)
             if os.fstat(directory).st_ino != home.stat().st_ino or self._read(home) != template:
                 raise TemplateError("it was made anew meanwhile")
             for name, size in zip(("ram", *_PARTS), template.sizes, strict=True):
                 if (found := os.stat(name, dir_fd=directory).st_size) != size:
                     raise TemplateError(f"its {name} has {found} bytes, and had {size}")
-            state, disk, empty = (_open(stack, Path(name), os.O_RDONLY, within=directory) for name in _PARTS)
+            state, disk, empty = (opened(stack, Path(name), os.O_RDONLY, within=directory) for name in _PARTS)
             with self._loading:
                 # One of the clone's own: the store may let its own go while QEMU is being started.
                 ram = os.dup(self._ram(template, directory, uid if self._settings.share == "user" else -1))
@@ -149,7 +150,7 @@ class Templates:
         key = (template.conditions.digest, template.created_s, whose)
         if key not in self._loaded:
             with contextlib.ExitStack() as stack:
-                self._loaded[key] = _load(_open(stack, Path("ram"), os.O_RDONLY, within=directory))
+                self._loaded[key] = _load(opened(stack, Path("ram"), os.O_RDONLY, within=directory))
         return self._loaded[key]
 
     # -- making ------------------------------------------------------------------------------------------------
@@ -321,12 +322,6 @@ def _load(source: int) -> int:
         os.close(ram)
         raise
     return ram
-
-
-def _open(stack: contextlib.ExitStack, path: Path, flags: int, *, within: int | None = None) -> int:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=within)
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 def _copy(source: int, target: int) -> None:
