@@ -6,7 +6,6 @@ is conditional on the row's version all the same, so that one who writes past th
 """
 
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import psycopg
 
 from carrel.bank import migrations
+from carrel.bank.pool import Pool
 from carrel.bank.tables import TABLES
 from carrel.errors import LostRaceError, UnreachableError
 
@@ -91,16 +91,13 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-class PostgresStore:
+class PostgresStore(Pool[psycopg.Connection[tuple[Any, ...]]]):
     """A ``Store`` in the database that a connection string of libpq names."""
 
     def __init__(self, conninfo: str) -> None:
         """Remember where; the first use connects."""
+        super().__init__()
         self._conninfo = conninfo
-        self._lock = threading.Lock()
-        self._idle: list[psycopg.Connection[tuple[Any, ...]]] = []
-        self._writer: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._closed = False
 
     def migrate(self) -> int:
         with self._lock, self._errors():
@@ -133,25 +130,11 @@ class PostgresStore:
     @contextmanager
     def reading(self) -> Iterator[_Session]:
         with self._errors():
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
+            connection = self._take()
             with connection.transaction():
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 yield _Session(connection)
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            for connection in [*self._idle, *([self._writer] if self._writer else [])]:
-                connection.close()
-            self._idle.clear()
-            self._writer = None
+            self._give(connection)
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         connection = psycopg.connect(

@@ -7,13 +7,13 @@ in at a time, whichever process it is of; readers see the last commit and wait f
 import functools
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from carrel.bank import migrations
+from carrel.bank.pool import Pool
 from carrel.bank.tables import TABLES
 from carrel.errors import LostRaceError, UnreachableError
 
@@ -70,16 +70,13 @@ class _Session:
             raise LostRaceError(f"a row of {table} was changed past the ledger's lock")
 
 
-class SqliteStore:
+class SqliteStore(Pool[sqlite3.Connection]):
     """A ``Store`` in a file."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the file; ``migrate`` makes its tables."""
+        super().__init__()
         self._path = path
-        self._lock = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
-        self._writer: sqlite3.Connection | None = None
-        self._closed = False
 
     def migrate(self) -> int:
         with self._errors():
@@ -122,27 +119,13 @@ class SqliteStore:
     @contextmanager
     def reading(self) -> Iterator[_Session]:
         with self._errors():
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
+            connection = self._take()
             connection.execute("BEGIN")
             try:
                 yield _Session(connection)
             finally:
                 connection.execute("ROLLBACK")
-                if self._closed:
-                    connection.close()
-                else:
-                    self._idle.append(connection)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            for connection in [*self._idle, *([self._writer] if self._writer else [])]:
-                connection.close()
-            self._idle.clear()
-            self._writer = None
+                self._give(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
