@@ -8,6 +8,7 @@ from carrel.core.guests import (
     free_slot,
     group_lines,
     guest_name,
+    living,
     merge,
     orphans,
     passwd_lines,
@@ -190,6 +191,8 @@ def test_a_step_may_say_itself_what_its_job_says_otherwise() -> None:
 
 def test_a_step_may_repeat_what_its_job_says() -> None:
     assert merge(JOB, JOB, job_id=7, settings=SITE) == JOB
+    other = GuestRequest(image="debian12", per="task", clone="full", driver="fake")
+    assert merge(other, other, job_id=7, settings=SITE) == other
 
 
 def test_a_step_of_a_job_without_a_guest_stands_for_itself() -> None:
@@ -407,6 +410,23 @@ def test_the_guest_of_a_run_whose_processes_may_live_stays(word: str) -> None:
 def test_the_guest_of_a_run_that_is_over_goes_at_once() -> None:
     assert swept(guest(age_s=0.0), run_is("ended", "COMPLETED"))
     assert swept(guest(age_s=0.0, tasks=0), run_is("held"))
+    assert swept(guest(age_s=0.0, tasks=0), run_is("pending"))
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "lives"),
+    [
+        ("running", "RUNNING", True),
+        ("suspended", "SUSPENDED", True),
+        ("ended", "COMPLETING", True),
+        ("ended", "CONFIGURING", True),
+        ("ended", "COMPLETED", False),
+        ("pending", "PENDING", False),
+        ("unknown", "", False),
+    ],
+)
+def test_processes_of_a_run_may_be_there_while_slurm_says_so(state: JobState, word: str, lives: bool) -> None:
+    assert living(run_is(state, word)) is lives
 
 
 @pytest.mark.parametrize("state", ["pending", "held"])
@@ -450,4 +470,4 @@ def test_a_guest_per_task_that_stays_empty_goes_unless_it_is_young_or_starting()
 def test_a_guest_per_task_that_took_long_to_boot_is_not_gone_before_its_task_enters() -> None:
     slow = msgspec.structs.replace(guest(per_task=True, tasks=0, age_s=60.0), ready_s=NOW_S - 2.0)
     assert not swept(slow, run_is("running"))
-    assert swept(msgspec.structs.replace(slow, ready_s=NOW_S - 20.0), run_is("running"))
+    assert swept(msgspec.structs.replace(slow, ready_s=NOW_S - 10.0), run_is("running"))

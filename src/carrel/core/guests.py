@@ -3,8 +3,6 @@
 import re
 from collections.abc import Collection, Sequence
 
-import msgspec
-
 from carrel.config import Guests
 from carrel.core.lifecycle import DestroyGuest, next_actions
 from carrel.core.mounts import default_mounts, merge_mounts, parse_mount
@@ -108,7 +106,7 @@ def resolve(
     image_hash: str,
     node_cpus: int,
     node_memory_bytes: int,
-    slot: int = 0,
+    slot: int,
 ) -> GuestSpec:
     """Return the guest that this task enters.
 
@@ -259,9 +257,8 @@ def orphans(
         if guest.run is None or guest.run not in runs:
             return not young
         job = runs[guest.run]
-        if living(job):  # also while it is COMPLETING, which the plan would take for its end
-            job = msgspec.structs.replace(job, state="running")
-        if any(isinstance(action, DestroyGuest) for action in next_actions(job, WAIVED, guest)):
+        ends = any(isinstance(action, DestroyGuest) for action in next_actions(job, WAIVED, guest))
+        if ends and not living(job):  # it may be COMPLETING, which the plan takes for its end
             return True
         if job.state in {"pending", "held"}:
             # Requeued. But a slurmctld that crashed may call a job pending whose tasks still run.

@@ -87,7 +87,7 @@ def merge_mounts(asked: Sequence[Mount], defaults: Sequence[Mount]) -> tuple[Mou
                 f"--guest-mount: both {other.source} and {mount.source} go to {mount.target}; give one another target"
             )
     kept = [mount for mount in defaults if not any(_within(mount.target, target) for target in by_target)]
-    return tuple(sorted([*by_target.values(), *kept], key=lambda mount: mount.target.split("/")))
+    return tuple(sorted([*by_target.values(), *kept], key=lambda mount: mount.target))
 
 
 def _malformed(text: str, why: str) -> UsageError:
