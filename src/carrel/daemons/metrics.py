@@ -42,6 +42,7 @@ SAMPLER_TIMEOUT_S = 30.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
+FRESH_S = 10.0
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 STUCK_S = 120.0
@@ -263,7 +264,7 @@ class JobMetrics:
             self._failed("sampler", error)
 
     def _read_hints(self) -> None:
-        latest: dict[int, tuple[float, str]] = {}
+        left: dict[int, list[tuple[float, str]]] = {}
         try:
             found = list(self._hints.iterdir())
         except OSError:
@@ -276,11 +277,13 @@ class JobMetrics:
             except OSError:
                 continue
             if job_id.isascii() and job_id.isdigit():
-                latest[int(job_id)] = max(latest.get(int(job_id), (0.0, "")), (left_s, kind))
-        for number, (_, kind) in sorted(latest.items()):
-            if kind == HINT_BEGIN:
+                left.setdefault(int(job_id), []).append((left_s, kind))
+        for number, hints in sorted(left.items()):
+            last_s, last = max(hints)
+            # Of what began and ended while no carreld lived, nothing can be seen any more.
+            if last == HINT_BEGIN or (len(hints) > 1 and time.time() - last_s < FRESH_S):
                 self.begin(number, anew=True)
-            elif kind == HINT_END:
+            if last == HINT_END:
                 self.end(number)
 
     async def _begin(self, job_id: int, *, told: bool) -> None:
