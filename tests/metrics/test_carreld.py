@@ -48,6 +48,7 @@ class ANode:
         )
         self.jobs: dict[int, Job] = {}
         self.facts = SimpleNamespace(forget=lambda _: None, job=self._job)
+        self.driver = lambda _: None
         self.journal = Journal("c1", lambda _: None)
         self.scheduler = SimpleNamespace(described=self._described)
 

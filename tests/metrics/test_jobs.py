@@ -204,6 +204,7 @@ def test_a_full_disk_costs_samples_and_no_job(box: Sandbox, user: User, known: P
     node = box.nodes[0]
     inside = ["nsenter", "-m", "-t", str(box.pid(f"carreld@{node}")), "--"]  # each node has mounts of its own
     root = str(box.dir / "metrics")
+    Path(root).mkdir(exist_ok=True)
     subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "none", root], check=True)
     try:
         job_id = start(box, user, f"exec {known} 100 1 0 0", "-w", node)

@@ -20,13 +20,15 @@ import msgspec
 from carrel.core.guests import living
 from carrel.daemons import people
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.inside import GuestViews
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.sampler_thread import SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus
-from carrel.process import Pid
+from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
@@ -66,6 +68,7 @@ class JobMetrics:
         self._last_failure = ""
         self._told: set[str] = set()
         self._fault = ""
+        self.guests = GuestViews(self._settings, node.driver, self._known, failed=self._failed)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
@@ -120,12 +123,39 @@ class JobMetrics:
             raise RefusedError(f"job {job_id} belongs to {sampled.job.user}, not to uid {uid}")
         try:
             await answer(self._sampling.sampler.interval(run, seconds))
+            await self.guests.sample_every(run, seconds)
         except TimeoutError as error:
             raise UnreachableError(
                 f"the sampler of {self._node.name} does not answer; see: carrel node check"
             ) from error
         self._remember(run, interval_s=seconds)
         return True
+
+    def _known(self, run: JobKey) -> tuple[Job, float | None] | None:
+        """Return a run that is being sampled, and the interval chosen for it."""
+        sampled = self._jobs.get(run)
+        if sampled is None or sampled.ended or run not in self._alive:
+            return None
+        return sampled.job, self._possible(sampled.interval_s)
+
+    def look_at(self, guests: Sequence[Guest]) -> None:
+        """Look into the guests of this node too. Returns at once."""
+        self.guests.look(guests)
+        for guest in guests:
+            self.guest_ready(guest)
+
+    def guest_ready(self, guest: Guest) -> None:
+        """Look into one guest, and count its processes: without control groups they are below no step."""
+        self.guests.begin(guest)
+        state = process_state(guest.pid) if guest.state == "ready" and guest.pid and guest.run in self._alive else None
+        if guest.run and state and (pid := Pid(guest.pid, state[1])) not in self._attached | self._attaching.keys():
+            step = Step(guest.run.job_id, guest.name, pid)
+            self._attaching[pid] = task = asyncio.ensure_future(self._attach_guest(step))
+            task.add_done_callback(partial(_forget, self._attaching, pid))
+
+    async def _attach_guest(self, step: Step) -> None:
+        if await self._attach_to(step, step.manager.number):
+            self._attached.add(step.manager)
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
@@ -187,6 +217,7 @@ class JobMetrics:
                 task.cancel()
             if watch:
                 watch.close()
+            await self.guests.stop()
             await self._sampling.stop()
 
     def _prepare(self) -> None:
@@ -236,7 +267,7 @@ class JobMetrics:
             return
         self._fault = ""
         self._living = frozenset(step.job_id for step in steps)
-        self._attached &= {step.manager for step in steps}
+        self._attached = {manager for manager in self._attached if manager.alive}
         for step in steps:
             self.begin(step.job_id)
             if step.manager not in self._attached and step.manager not in self._attaching:
@@ -373,6 +404,7 @@ class JobMetrics:
 
     async def _end(self, run: JobKey) -> None:
         """Take the last sample, and have the rest done when there is time."""
+        await self.guests.end_run(run)
         sampler, sampled = self._sampling.sampler, self._jobs[run]
         try:
             # What was never sampled, or not since another carreld died: its groups still hold all that it used.
@@ -402,7 +434,7 @@ class JobMetrics:
             self._since_s.pop(job.key, None)
             self._records.remove(job.key)
 
-        self._finisher.put(Work(opened, "host", done))
+        self._finisher.put(Work(opened, done))
 
     def _possible(self, interval_s: float | None) -> float | None:
         """Return the interval that was chosen, as far as the site still allows it."""
