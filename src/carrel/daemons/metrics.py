@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +25,7 @@ from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.sampler_thread import SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.guest import Counters as GuestCounters
 from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus
@@ -32,6 +33,7 @@ from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
+from carrel.sampling.outside import DISK_NAMES
 from carrel.slurm.steps import Step, Steps, task_of
 
 if TYPE_CHECKING:
@@ -154,8 +156,23 @@ class JobMetrics:
             task.add_done_callback(partial(_forget, self._attaching, pid))
 
     async def _attach_guest(self, step: Step) -> None:
-        if await self._attach_to(step, step.manager.number):
-            self._attached.add(step.manager)
+        if not await self._attach_to(step, step.manager.number):
+            return
+        self._attached.add(step.manager)
+        sampler = self._sampling.sampler
+        runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
+        if sampler and runs:
+            with contextlib.suppress(CarrelError, TimeoutError):  # it ends just now
+                await answer(sampler.attach_guest(max(runs), step.manager.number))
+
+    def measured(self, guests: Sequence[Guest], counters: Mapping[str, GuestCounters]) -> None:
+        """Keep what drivers say of their guests, however seldom they are asked. Returns at once."""
+        for guest in guests:
+            found = counters.get(guest.name)
+            disks = {name: getattr(found, f"disk_{name}", None) for name in DISK_NAMES}
+            known = {name: value for name, value in disks.items() if value is not None}
+            if known and guest.run in self._alive and guest.run and self._sampling.sampler:
+                self._sampling.sampler.guest_disks(guest.run, guest.name, known)
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""

@@ -127,6 +127,7 @@ class Node:
         counters = {}
         if counters_max_age_s is not None:
             counters = await self.measures.of(guests, max_age_s=counters_max_age_s)
+            self.metrics.measured(guests, counters)
         counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
             node=self.name,
