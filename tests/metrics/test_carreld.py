@@ -161,7 +161,7 @@ def test_its_owner_changes_how_often_it_is_sampled_and_nobody_else_may(tmp_path:
 
 
 def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
-    node = ANode(tmp_path)
+    node = ANode(tmp_path, period_s=3600.0)
     node.jobs = {7: a_job(state="ended", slurm_state="COMPLETING")}
 
     async def scenario() -> None:

@@ -7,9 +7,7 @@ for by a job: what fails is counted, told and tried again.
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,9 @@ import msgspec
 
 from carrel.core.guests import living
 from carrel.daemons import people
+from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.hints import Hints
 from carrel.daemons.inside import GuestViews
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.sampler_thread import SamplerThread, answer
@@ -39,13 +39,10 @@ from carrel.slurm.steps import Step, Steps, task_of
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
 
-HINT_BEGIN, HINT_END = "begin", "end"
-"""``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
 FACTS_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
-FRESH_S = 10.0
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
@@ -62,14 +59,12 @@ class JobMetrics:
         self._settings = node.config.metrics
         self._records = SampledJobs(node.directory / "sampled")
         self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
-        self._hints = node.directory / "hints"
+        self._hints = Hints(node.directory / "hints")
+        self._failures = Failures()
+        self._failed = self._failures.add
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._finisher = Finisher(self._settings, node.name, failed=self._failed)
         self._sampling = SamplerThread(lambda: Sampler(self._settings, node.name), failed=self._failed)
-        self._failures: Counter[str] = Counter()
-        self._last_failure = ""
-        self._told: set[str] = set()
-        self._fault = ""
         self.guests = GuestViews(self._settings, node.driver, self._known, failed=self._failed)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
@@ -92,7 +87,11 @@ class JobMetrics:
             job_id: Slurm's.
             anew: A hook says that it begins now: it may be another run of an id that is known already.
         """
-        if not self._settings.enabled or job_id in self._beginning:
+        if not self._settings.enabled:
+            return
+        if beginning := self._beginning.get(job_id):
+            if anew:
+                beginning.add_done_callback(lambda _: self.begin(job_id, anew=True))
             return
         if not anew and any(run.job_id == job_id and not job.ended for run, job in self._jobs.items()):
             return
@@ -197,28 +196,23 @@ class JobMetrics:
         """Return how sampling goes; None: it is off."""
         if not self._settings.enabled:
             return None
-        own = self._sampling.status()
-        failures = Counter(own.failures)
-        failures.update(self._failures)
-        return msgspec.structs.replace(
-            own,
-            failures=dict(failures),
-            last_failure=self._last_failure or own.last_failure,
-            fault=own.fault or self._fault,
-        )
+        return self._failures.with_those_of(self._sampling.status())
 
     # -- the work
 
     async def run(self) -> None:
         """Sample until cancelled."""
-        self._prepare()
+        try:
+            self._hints.prepare(wanted=self._settings.enabled)
+        except OSError as error:
+            self._failed("hints", error)
         watch = self._watch()
         finishing = asyncio.ensure_future(self._finisher.run())
         leftovers = asyncio.ensure_future(self._recover())
         try:
             while True:
                 if watch:
-                    watch.add(self._hints)
+                    watch.add(self._hints.directory)
                     watch.add(self._steps.spool)
                 try:
                     self._look()
@@ -236,15 +230,6 @@ class JobMetrics:
                 watch.close()
             await self.guests.stop()
             await self._sampling.stop()
-
-    def _prepare(self) -> None:
-        try:
-            if self._settings.enabled:
-                self._hints.mkdir(mode=0o700, exist_ok=True)
-            else:
-                shutil.rmtree(self._hints, ignore_errors=True)  # or hooks would leave hints that nobody reads
-        except OSError as error:
-            self._failed("hints", error)
 
     def _watch(self) -> DirectoryWatch | None:
         try:
@@ -275,14 +260,20 @@ class JobMetrics:
         if self._sampling.mind():
             self._attached.clear()
             self._retry_at_s.clear()
-        self._tell_failures()
-        self._read_hints()
+        self._failures.tell(self.status() or SamplerStatus(), self._node.journal.add)
+        for hint in self._hints.taken():
+            if hint.what == "begin":
+                self.begin(hint.job_id, anew=True)
+            else:
+                self.end(hint.job_id)
         try:
             steps = self._steps.living()
         except OSError as error:
-            self._fault = f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+            self._failures.fault = (
+                f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+            )
             return
-        self._fault = ""
+        self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
         self._attached = {manager for manager in self._attached if manager.alive}
         for step in steps:
@@ -308,29 +299,6 @@ class JobMetrics:
     def _only(self, run: JobKey) -> bool:
         """Say whether no other run of this job id is known: a step does not say whose it is."""
         return sum(other.job_id == run.job_id for other in self._jobs) == 1
-
-    def _read_hints(self) -> None:
-        left: dict[int, list[tuple[float, str]]] = {}
-        try:
-            found = list(self._hints.iterdir())
-        except OSError:
-            return
-        for path in found:
-            kind, _, job_id = path.name.partition(".")
-            try:
-                left_s = path.stat().st_mtime
-                path.unlink()
-            except OSError:
-                continue
-            if job_id.isascii() and job_id.isdigit():
-                left.setdefault(int(job_id), []).append((left_s, kind))
-        for number, hints in sorted(left.items()):
-            last_s, last = max(hints)
-            # Of what began and ended while no carreld lived, nothing can be seen any more.
-            if last == HINT_BEGIN or (len(hints) > 1 and time.time() - last_s < FRESH_S):
-                self.begin(number, anew=True)
-            if last == HINT_END:
-                self.end(number)
 
     async def _begin(self, job_id: int, *, told: bool) -> None:
         try:
@@ -457,17 +425,6 @@ class JobMetrics:
         """Return the interval that was chosen, as far as the site still allows it."""
         low, high = self._settings.period_min_s, self._settings.period_max_s
         return None if interval_s is None else min(max(interval_s, low), high)
-
-    def _tell_failures(self) -> None:
-        """Say so once for each kind of failure: it may come again each second."""
-        status = self.status() or SamplerStatus()
-        if status.failures.keys() - self._told:
-            self._node.journal.add("sampling-failed", status.last_failure)
-        self._told |= status.failures.keys()
-
-    def _failed(self, what: str, error: BaseException) -> None:
-        self._failures[what] += 1
-        self._last_failure = f"{what}: {error}"
 
 
 def _forget(tasks: dict[_K, "asyncio.Task[None]"], key: _K, _: "asyncio.Task[None]") -> None:
