@@ -28,6 +28,7 @@ from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.guest import Counters as GuestCounters
 from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
+from carrel.model.report import SamplingWish
 from carrel.model.sample import SamplerStatus
 from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
@@ -43,6 +44,8 @@ FACTS_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
+WISHES_S = 3600.0
+"""Longer than the controller repeats a wish."""
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
@@ -69,6 +72,7 @@ class JobMetrics:
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
+        self._granted_s: dict[int, float] = {}
         self._since_s: dict[JobKey, float] = {}
         self._alive: set[JobKey] = set()
         """Known to run by this process: they are sampled. Others wait for Slurm's word."""
@@ -131,6 +135,22 @@ class JobMetrics:
             ) from error
         self._remember(run, interval_s=seconds)
         return True
+
+    def grant(self, wishes: Sequence[SamplingWish]) -> None:
+        """Do once what was asked for through the controller. Returns at once."""
+        for wish in wishes:
+            if wish.asked_s > self._granted_s.get(wish.job_id, 0.0) and any(
+                r.job_id == wish.job_id for r in self._jobs
+            ):
+                self._granted_s[wish.job_id] = wish.asked_s
+                asyncio.ensure_future(self._grant(wish))  # noqa: RUF006  # it ends by itself, within a bound
+        self._granted_s = {job_id: at_s for job_id, at_s in self._granted_s.items() if time.time() - at_s < WISHES_S}
+
+    async def _grant(self, wish: SamplingWish) -> None:
+        try:
+            await self.sample_every(wish.job_id, wish.every_s, uid=wish.uid)
+        except CarrelError as error:
+            self._node.journal.add("refused", str(error), job_id=wish.job_id, uid=wish.uid)
 
     def _known(self, run: JobKey) -> tuple[Job, float | None] | None:
         """Return a run that is being sampled, and the interval chosen for it."""
