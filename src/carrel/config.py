@@ -113,8 +113,10 @@ class Bank(Section, frozen=True):
 
 
 class Metrics(Section, frozen=True):
-    """Read by ``carrel job report`` and by the sampler, which carreld does not run yet."""
+    """What carreld samples of the jobs of its node, with and without a guest; see ``docs/reference/metrics.md``."""
 
+    enabled: bool = True
+    """Sample all jobs."""
     root: str = "/var/lib/carrel/metrics"
     """The samples of a job go to ``<root>/<user>/<job>/``, on a disk that root can write; nodes may share it."""
     period_s: float = 1.0
@@ -137,6 +139,10 @@ class Metrics(Section, frozen=True):
     """Samples of jobs that ended longer ago are removed; 0: never."""
     user_bytes_max: int = 10 * 2**30
     """A user's oldest jobs are removed beyond this; 0: never."""
+    readers: str = ""
+    """Unix group that may read the samples of all users; empty: each user's own group may read theirs."""
+    operators: str = ""
+    """Unix group that may change how often any job is sampled, as its owner and root may."""
 
 
 class Config(Section, frozen=True):

@@ -6,6 +6,7 @@ It changes nothing, and it boots nothing: whether KVM really boots a guest is ca
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from carrel.errors import CarrelError
 from carrel.images.kernel import kernels
 from carrel.images.store import Store
 from carrel.model.report import NodeReport
+from carrel.model.sample import SamplerStatus
 from carrel.slurm import version
 from carrel.slurm.client import SlurmClient
 
@@ -54,7 +56,8 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
     )
     found = [check for look in shared for check in look()]
     for node in nodes:
-        found += [msgspec.structs.replace(check, node=node) for check in _carreld(settings, node)]
+        own = [*_carreld(settings, node), *_spool(settings, slurm, node)]
+        found += [msgspec.structs.replace(check, node=node) for check in own]
     return found
 
 
@@ -82,6 +85,38 @@ def _carreld(settings: Config, node: str) -> Iterator[Check]:
     if report.facts.accelerator:
         yield _ok(
             f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
+        )
+    yield from _sampler(settings, node, report.sampler)
+
+
+def _sampler(settings: Config, node: str, status: SamplerStatus | None) -> Iterator[Check]:
+    root = settings.metrics.root
+    if status is None:
+        yield _ok(f"node {node}: jobs are not sampled (metrics.enabled = false)")
+        return
+    if status.fault:
+        yield _problem(f"node {node}: {output.printable(status.fault)}", "repair it: no job waits for that")
+    if status.failures:
+        counts = ", ".join(f"{what} {count} times" for what, count in sorted(status.failures.items()))
+        last = output.printable(status.last_failure)
+        yield _problem(
+            f"node {node}: sampling failed since carreld began ({counts}); last: {last}",
+            f"is there room below {root}, and may root write there? what failed is tried again by itself",
+        )
+    if not status.fault and not status.failures:
+        yield _ok(f"node {node}: samples {status.jobs} jobs, into {root}")
+
+
+def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> Iterator[Check]:
+    """Compare where slurmd has the sockets of its steps with where carreld looks for them."""
+    theirs = "" if isinstance(slurm, CarrelError) else slurm.get("SlurmdSpoolDir", "")
+    host = socket.gethostname().partition(".")[0]
+    theirs = theirs.replace("%n", node).replace("%h", host)
+    ours = settings.slurm.spool_dir.replace("{node}", node)
+    if theirs and Path(theirs) != Path(ours):
+        yield _problem(
+            f"node {node}: slurm.spool_dir is {ours}, and Slurm's SlurmdSpoolDir {theirs}: no step is seen there",
+            f'spool_dir = "{theirs.replace(node, "{node}")}" in [slurm] of carrel.toml, then restart carreld',
         )
 
 

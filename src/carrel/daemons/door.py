@@ -92,6 +92,10 @@ class Door:
                 await tell_json(connection, _visible((await self._node.report()).guests, uid))
             case "show" | "map":
                 await tell_json(connection, await self._named(message, uid))
+            case "sample":
+                every_s = requests.period_s(message)
+                job_id = requests.number(message, "job")
+                await tell_json(connection, await self._node.metrics.sample_every(job_id, every_s, uid=uid))
             case "destroy":
                 await self._destroy(message, uid)
                 await tell(connection, {"status": "ok"})
@@ -104,6 +108,7 @@ class Door:
         job_id = requests.number(message, "job")
         self._node.facts.forget(job_id)
         self._node.requests.put(job_id, requests.guest_request(message))
+        self._node.metrics.begin(job_id, anew=True)
         return {"status": "ok"}
 
     async def _epilog(self, message: wire.Message) -> wire.Fields:
@@ -112,6 +117,7 @@ class Door:
         with contextlib.suppress(TimeoutError):  # the sweep goes on where this wait ends
             async with asyncio.timeout(self._node.config.guests.stop_timeout_s):
                 await self.end_job(job_id, "its job has ended")
+        self._node.metrics.end(job_id)
         return {"status": "ok"}
 
     async def end_job(self, job_id: int, why: str) -> None:
@@ -284,6 +290,7 @@ class Door:
             leaving.cancel()
             making.cancel()
         self._promised.pop(spec.name, None)  # it is listed now
+        self._node.metrics.guest_ready(guest)
         # Two first steps may have come at once, each with an image of its own.
         decide.refuse_other_image(
             job_id=spec.run.job_id,

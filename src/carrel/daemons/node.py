@@ -7,6 +7,7 @@ directly.
 
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.journal import Journal
 from carrel.daemons.measure import Measures
+from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
 from carrel.daemons.report import Reporter
@@ -63,10 +65,16 @@ class Node:
         self.requests = JobRequests(self.directory / "jobs")
         self.inside = Inside(self.directory / "inside")
         self.measures = Measures(self.driver)
-        self.reporter = Reporter(settings.controller, self._measured, period_s=settings.node.report_period_s)
+        self.reporter = Reporter(
+            settings.controller,
+            self._measured,
+            period_s=settings.node.report_period_s,
+            answered=lambda answer: self.metrics.grant(answer.sampling),
+        )
         self.journal = Journal(name, self.reporter.tell)
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
+        self.metrics = JobMetrics(self)
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
         self._accelerator = ("", "")
@@ -125,6 +133,7 @@ class Node:
         counters = {}
         if counters_max_age_s is not None:
             counters = await self.measures.of(guests, max_age_s=counters_max_age_s)
+            self.metrics.measured(guests, counters)
         counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
             node=self.name,
@@ -138,7 +147,14 @@ class Node:
         consoles |= {
             g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
         }
-        return NodeReport(facts=facts, guests=tuple(counted), counters=counters, consoles=consoles, sent_s=time.time())
+        return NodeReport(
+            facts=facts,
+            guests=tuple(counted),
+            counters=counters,
+            consoles=consoles,
+            sampler=self.metrics.status(),
+            sent_s=time.time(),
+        )
 
     async def end(self, guest: Guest) -> None:
         """Destroy a guest, and keep the end of its console until the controller has been told: it says why."""
@@ -146,6 +162,7 @@ class Node:
             self._last_words[guest.name] = (time.monotonic(), console.tail(Path(guest.console)))
             while len(self._last_words) > LAST_WORDS_MAX:
                 self._last_words.popitem(last=False)
+        await self.metrics.guests.end(guest.name)
         await self.driver(guest.driver).destroy(guest.name)
         self.inside.forget(guest.name)
 
@@ -183,8 +200,9 @@ class Node:
         """Do everything, until a signal."""
         self.driver()
         self.adopt()
+        gc.freeze()  # what is there now stays: no collection, in whatever thread it happens, need look at it again
         sweep = Sweep(self)
-        works = [self.serve(), self.reporter.run(), sweep.run(), self.check()]
+        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.check()]
         tasks = [asyncio.ensure_future(work) for work in works]
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])

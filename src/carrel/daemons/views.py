@@ -9,6 +9,7 @@ import msgspec
 
 from carrel.model.guest import Clone, Counters, Guest, GuestState, Per
 from carrel.model.report import Event, NodeReport
+from carrel.model.sample import SamplerStatus
 
 
 class GuestView(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     accelerator_why: str
     faults: tuple[str, ...]
     guests: int
+    sampler: SamplerStatus | None
+    """How the sampling of jobs goes; null: they are not sampled."""
     started: datetime | None
     heard: datetime | None
 
@@ -103,6 +106,12 @@ class Console(msgspec.Struct, frozen=True, kw_only=True):
     guest: str
     node: str
     text: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a job shall be sampled."""
+
+    every_s: float
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +193,7 @@ def node_view(report: NodeReport, *, heard_s: float, silent: bool) -> NodeView:
         accelerator_why=facts.accelerator_why,
         faults=facts.faults,
         guests=len(report.guests),
+        sampler=report.sampler,
         started=moment(facts.started_s),
         heard=moment(heard_s),
     )

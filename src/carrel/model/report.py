@@ -3,6 +3,7 @@
 import msgspec
 
 from carrel.model.guest import Counters, Guest
+from carrel.model.sample import SamplerStatus
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,4 +44,22 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events since the last report that was taken."""
     consoles: dict[str, str] = {}
     """Last 16 KiB of the console of guests that went down or are starting, by guest name."""
+    sampler: SamplerStatus | None = None
+    """null: jobs are not sampled here."""
     sent_s: float = 0.0
+
+
+class SamplingWish(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants a running job to be sampled this often; whether they may, the job's nodes know."""
+
+    job_id: int
+    every_s: float
+    uid: int
+    asked_s: float
+
+
+class ReportAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller answers to a report."""
+
+    sampling: tuple[SamplingWish, ...] = ()
+    """The same ones for some minutes: each is granted once."""

@@ -95,13 +95,28 @@ class JobFolder:
                     _make(top, users, job, owner, run)
                     descriptor = _opened(users, job, path / job, uid=uid)
                     if _run_of(descriptor) == _named(run):
-                        return cls(descriptor, path / job, uid=uid, gid=gid)
+                        return cls(descriptor, path / job, uid=uid, gid=os.fstat(descriptor).st_gid)
                     os.close(descriptor)
             finally:
                 os.close(users)
         finally:
             os.close(top)
         raise CarrelError(f"{path / str(run)}: is of another run than {run}; was it renamed by its owner?")
+
+    @classmethod
+    def found(cls, root: Path, path: Path) -> Self:
+        """Return a directory that ``make`` made once, below ``root``; whose it is, the file system says.
+
+        Raises:
+            OSError: it is gone, or a link.
+        """
+        users = os.open(root / path.parent.name, _DIRECTORY)
+        try:
+            descriptor = os.open(path.name, _DIRECTORY, dir_fd=users)
+        finally:
+            os.close(users)
+        about = os.fstat(descriptor)
+        return cls(descriptor, path, uid=about.st_uid, gid=about.st_gid)
 
     def create(self, name: str) -> int:
         """Return a new or existing file of the user's, open to be read and appended to.

@@ -8,12 +8,13 @@ from pathlib import Path
 import msgspec
 
 from carrel.core import schedule
-from carrel.errors import CarrelError
+from carrel.errors import RefusedError
 from carrel.model.job import Job
 from carrel.model.sample import Note, View
 from carrel.sampling import cgroup
 from carrel.sampling.blocks import Block, Reading
 from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.outside import GuestsOutside
 from carrel.sampling.processes import DENSE_S, ProcessSource
 from carrel.sampling.segment import SegmentWriter
 
@@ -27,7 +28,8 @@ class SampledJob:
         """Open the segment, a new one or that of an earlier sampler of this node.
 
         Raises:
-            CarrelError: the samples of this run are finished, or something else is in their place.
+            RefusedError: the samples of this run are finished.
+            CarrelError: something else is in their place.
             OSError: the segment cannot be made.
         """
         self.job = job
@@ -35,7 +37,7 @@ class SampledJob:
         self.stem = stem(node, view)
         for end in FINISHED:
             if self._exists(self.stem + end):
-                raise CarrelError(f"{folder.path / (self.stem + end)}: job {job.key} has been sampled to its end")
+                raise RefusedError(f"{folder.path / (self.stem + end)}: job {job.key} has been sampled to its end")
         name = f"{self.stem}.seg"
         self.writer = SegmentWriter(folder.create(name), name=str(folder.path / name))
         self.interval_us = interval_us
@@ -43,6 +45,7 @@ class SampledJob:
         self.group: cgroup.GroupSource | None = None
         self.groups = cgroup.JobGroups()
         self.processes: ProcessSource | None = None
+        self.guests: GuestsOutside | None = None
         self.failures = 0
         """Samples that could not be stored."""
         self._carried: dict[str, int] = {}
@@ -69,16 +72,32 @@ class SampledJob:
             self.writer.note(Note(time_us=now_us, what="start", text=text, job=self.job))
 
     def attach(self, groups: cgroup.JobGroups, *, pid: int, process_period_s: float) -> None:
-        """Count from now on what is counted in these groups; without any, a process and its descendants."""
-        self._detach()
-        self.groups = groups
+        """Count from now on also what is counted in these groups; without any, a process and its descendants."""
+        groups = groups.joined(self.groups)
+        if self.processes is not None and groups == self.groups:
+            if not groups.any:
+                self.processes.add_root(pid)
+            return
+        if self.group is not None:
+            self.group.close()  # its counters are in the new one too
         if self.processes is not None:
             self.processes.close()
+        self.groups = groups
         self.processes = ProcessSource(groups.processes, root_pid=pid, period_s=process_period_s)
         self._processes_us = 0
         if groups.any:
             cgroup.hold(groups)
             self.group = cgroup.GroupSource(groups, carried=self._carried)
+
+    def attach_inside(self, group: cgroup.GroupSource | None, processes: ProcessSource) -> None:
+        """Count what is counted inside a guest."""
+        self.group, self.processes = group, processes
+
+    def outside(self) -> GuestsOutside:
+        """Return what looks at the job's guests from outside."""
+        if self.guests is None:
+            self.guests = GuestsOutside()
+        return self.guests
 
     def _detach(self) -> None:
         if self.group is not None:
@@ -97,6 +116,8 @@ class SampledJob:
         """
         began_ns = time.thread_time_ns()
         blocks = self._group_blocks(now_us)
+        if self.guests is not None:
+            blocks += self.guests.read()
         middle_ns = time.thread_time_ns()
         costs_us["job"] = costs_us.get("job", 0.0) + (middle_ns - began_ns) / 1000
         if self.processes is not None and (forced or self._processes_due(now_us, stretch)):
@@ -184,6 +205,9 @@ class SampledJob:
         if self.processes is not None:
             self.processes.close()
             self.processes = None
+        if self.guests is not None:
+            self.guests.close()
+            self.guests = None
         if release:
             cgroup.release(self.groups)
 

@@ -6,11 +6,13 @@ by the thread that is in ``run``.
 """
 
 import contextlib
+import functools
+import grp
 import pwd
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +27,8 @@ from carrel.model.sample import SamplerStatus, View
 from carrel.sampling import cgroup, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
+from carrel.sampling.inside import GuestFiles, GuestProcesses, job_source
+from carrel.sampling.inside import sources as guest_sources
 from carrel.sampling.job import SampledJob
 from carrel.sampling.sync import Syncer
 
@@ -51,7 +55,13 @@ class Sampler:
     """Samples jobs from their first to their last second."""
 
     def __init__(
-        self, settings: Metrics, name: str, *, view: View = "host", sources: Sequence[Source] | None = None
+        self,
+        settings: Metrics,
+        name: str,
+        *,
+        view: View = "host",
+        sources: Sequence[Source] | None = None,
+        inside: GuestFiles | None = None,
     ) -> None:
         """Open the node's sources; nothing is sampled before ``run``.
 
@@ -60,11 +70,20 @@ class Sampler:
             name: The node's name.
             view: Whether this is the job's node, or the inside of its guest.
             sources: What to read of the node; by default all that its kernel offers.
+            inside: Look into this guest, for its one job, and not at this node.
+
+        Raises:
+            OSError: the guest does not answer.
         """
         self._settings = settings
         self._name = name
         self._view = view
-        found = node.sources(slow_period_s=settings.slow_period_s) if sources is None else sources
+        self._inside = inside
+        found = sources
+        if found is None and inside is not None:
+            found = guest_sources(inside, slow_period_s=settings.slow_period_s)
+        if found is None:
+            found = node.sources(slow_period_s=settings.slow_period_s)
         self._node = [_State(source) for source in found]
         self._jobs: dict[JobKey, SampledJob] = {}
         self._commands: list[Callable[[], None]] = []
@@ -76,6 +95,7 @@ class Sampler:
         self._failures: Counter[str] = Counter()
         self._last_failure = ""
         self._samples = 0
+        self._awake_us = 0
         self._offset_us = _offset_us()
         self._syncer = Syncer(period_s=settings.sync_period_s, failed=self._failed)
 
@@ -90,15 +110,31 @@ class Sampler:
             interval_s: Time between two samples; by default the site's.
 
         The answer fails with:
-            CarrelError: its directory is not the user's own, or the run has been sampled to its end.
-            RefusedError: the interval is out of bounds.
+            RefusedError: the run has been sampled to its end, or the interval is out of bounds.
+            CarrelError: its directory is not the user's own.
             OSError: the directory or the segment cannot be made.
         """
         return self._ask(lambda: self._add(job, pid, interval_s))
 
-    def attach(self, run: JobKey, pid: int) -> "Future[None]":
-        """Count what the groups of this process count. Until then, only the node is sampled."""
-        return self._ask(lambda: self._attach(self._job(run), pid))
+    def attach(self, run: JobKey, pid: int) -> "Future[cgroup.JobGroups]":
+        """Count what the groups of this process count; the answer is all groups that are counted for the job now.
+
+        Until then, only the node is sampled. Where there are no groups, the process and its descendants are counted,
+        beside those of other calls.
+        """
+        return self._ask(lambda: self._attach(self._job(run), cgroup.of_process(pid), pid))
+
+    def adopt(self, run: JobKey, groups: cgroup.JobGroups) -> "Future[cgroup.JobGroups]":
+        """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
+        return self._ask(lambda: self._attach(self._job(run), groups, 0))
+
+    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":
+        """Look from outside at the CPUs of a guest of this job, whose process this is."""
+        return self._ask(lambda: self._job(run).outside().add(pid))
+
+    def guest_disks(self, run: JobKey, guest: str, counters: Mapping[str, int]) -> "Future[None]":
+        """Take what the disks of a guest of this job did so far; names are those of ``outside.DISK_NAMES``."""
+        return self._ask(lambda: self._job(run).outside().tell(guest, counters))
 
     def describe(self, job: Job) -> "Future[None]":
         """Keep what is better known of a job now: its name, account and limits."""
@@ -136,6 +172,7 @@ class Sampler:
             stretched=dict(self._stretched),
             failures=dict(self._failures),
             last_failure=self._last_failure,
+            awake_s=self._awake_us / 1e6,
         )
 
     def stop(self) -> None:
@@ -152,6 +189,7 @@ class Sampler:
         syncer.start()
         try:
             while True:
+                self._awake_us = _now_us()
                 for command in self._awaited():
                     command()
                 if self._stopping:
@@ -163,6 +201,8 @@ class Sampler:
                 job.folder.close()
             for state in self._node:
                 state.source.close()
+            if self._inside:
+                self._inside.close()
             self._syncer.stop()
             syncer.join()
 
@@ -201,30 +241,34 @@ class Sampler:
     def _add(self, job: Job, pid: int, interval_s: float | None) -> Path:
         if job.key in self._jobs:
             if pid:
-                self._attach(self._jobs[job.key], pid)
+                self._attach(self._jobs[job.key], cgroup.of_process(pid), pid)
             return self._jobs[job.key].folder.path
         interval_us = self._interval_us(interval_s or self._settings.period_s)
-        user, gid = _owner(job)
+        user, own_gid = _owner(job)
+        gid = _gid_of(self._settings.readers) if self._settings.readers else own_gid
         folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
         now_us = _now_us()
         try:
-            known = msgspec.structs.replace(job, user=user, gid=gid)
+            known = msgspec.structs.replace(job, user=user, gid=own_gid)
             made = SampledJob(known, folder, node=self._name, view=self._view, interval_us=interval_us, now_us=now_us)
         except BaseException:
             folder.close()
             raise
+        if self._inside:
+            with contextlib.suppress(OSError):  # it has gone, and says so itself
+                processes = GuestProcesses(self._inside, period_s=self._settings.process_period_s)
+                made.attach_inside(job_source(self._inside), processes)
         self._jobs[job.key] = made
         self._syncer.watch(made.writer)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
-                self._attach(made, pid)
+                self._attach(made, cgroup.of_process(pid), pid)
         self._sample([made], forced=True)
         return folder.path
 
-    def _attach(self, job: SampledJob, pid: int) -> None:
-        groups = cgroup.of_process(pid)
-        if job.processes is None or groups != job.groups:
-            job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+    def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
+        job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+        return job.groups
 
     def _interval_us(self, seconds: float) -> int:
         low, high = self._settings.period_min_s, self._settings.period_max_s
@@ -267,10 +311,16 @@ class Sampler:
 
     def _sample(self, jobs: list[SampledJob], *, forced: bool) -> None:
         now_us = _now_us()
+        if self._gone(jobs, now_us):
+            return
+        if self._inside:
+            self._inside.forget()
         costs_us: dict[str, float] = {}
         stretch = self._stretched.get("processes", 1)
         own = [job.read(now_us, forced=forced, stretch=stretch, costs_us=costs_us) for job in jobs]
         shared = self._read_node(now_us, forced=forced, costs_us=costs_us)
+        if self._gone(jobs, now_us):
+            return  # half a sample is none
         began_ns = time.thread_time_ns()
         for job, reading in zip(jobs, own, strict=True):
             if error := job.store(now_us, (shared, reading)):
@@ -282,6 +332,14 @@ class Sampler:
             before = self._costs_us.get(name, cost)
             self._costs_us[name] = before + _SMOOTHING * (cost - before)
         self._samples += 1
+
+    def _gone(self, jobs: list[SampledJob], now_us: int) -> bool:
+        """Say whether there is nothing to be seen any more; whoever made this sampler makes another one."""
+        if self._inside is None or not self._inside.gone:
+            return False
+        for job in jobs:
+            job.due_us = schedule.next_due_us(now_us, job.interval_us)
+        return True
 
     def _read_node(self, now_us: int, *, forced: bool, costs_us: dict[str, float]) -> Reading:
         interval_us = self._fastest_us()
@@ -297,6 +355,8 @@ class Sampler:
             try:
                 blocks += source.read()
             except (OSError, ValueError, IndexError) as error:
+                if self._inside and self._inside.gone:
+                    break
                 self._failed(source.name, error)
             ended_ns = time.thread_time_ns()
             costs_us[source.name] = (ended_ns - began_ns) / 1000
@@ -342,13 +402,22 @@ def _offset_us() -> int:
 
 def _owner(job: Job) -> tuple[str, int]:
     """Return the user's name and group, from the password database where Slurm did not say them."""
+    if job.user and job.uid >= 0 and job.gid >= 0:
+        return job.user, job.gid  # the database may be far away, and all jobs wait for this thread
     try:
         entry = pwd.getpwuid(job.uid)
     except (KeyError, OverflowError) as error:
-        if job.user and job.uid >= 0 and job.gid >= 0:
-            return job.user, job.gid
         raise CarrelError(f"job {job.key}: there is no uid {job.uid} on this node to own its samples") from error
     return job.user or entry.pw_name, job.gid if job.gid >= 0 else entry.pw_gid
+
+
+@functools.cache
+def _gid_of(group: str) -> int:
+    """Return the number of the group that may read all samples; the database may be far away, so it is asked once."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise CarrelError(f"metrics.readers = {group!r}: there is no such group on this node") from error
 
 
 def _pass_failure_to(answer: "Future[JobFolder]") -> Callable[["Future[None]"], None]:

@@ -6,6 +6,7 @@ dead used as long as their parents live; what an orphan had is carried from its 
 Version 1 control groups charge buffered writes to nobody: there, these sums are the only account of a job's I/O.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ DENSE_S = 10.0
 """So long after its start a job's processes are read at each sample: a short job has no other time."""
 
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+_MANAGER = b"slurmstepd\n"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROCESS = (
     Column("pid", "count"),
@@ -54,7 +56,7 @@ _SUM = (
 _SUMMED = len([column for column in _SUM if column.kind == "counter"])
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """One reading of one process."""
 
     parent: int
@@ -86,38 +88,43 @@ class _Process:
             self.close()
             raise
 
-    def read(self) -> _Seen:
+    def read(self) -> Seen:
         """Read it.
 
         Raises:
             OSError: it is gone.
         """
-        head, _, tail = os.pread(self._stat, 4096, 0).rpartition(b")")  # a name may itself hold a parenthesis
-        field = tail.split()
-        io = [int(word) for word in os.pread(self._io, 4096, 0).split()[1::2]]
-        user, system = int(field[11]) * _TICK_NS, int(field[12]) * _TICK_NS
-        waited = int(field[39]) * _TICK_NS
-        resident = int(field[21]) * _PAGE
-        parent, threads = int(field[1]), int(field[17])
-        if self._layout is None:
-            name = head.partition(b"(")[2].decode(errors="replace")
-            schema = Schema(
-                set="process",
-                columns=_PROCESS,
-                source="/proc/PID/stat /proc/PID/io",
-                instance=str(self.pid),
-                label=name,
-            )
-            self._layout = Layout(schema)
-        row = (self.pid, parent, threads, user, system, int(field[9]), int(field[20]), resident, waited, *io[:6])
-        own_and_reaped = sum(map(int, field[11:15])) * _TICK_NS
-        sums = (own_and_reaped, (int(field[12]) + int(field[14])) * _TICK_NS, waited, io[0], io[1], io[4], io[5])
-        return _Seen(parent, threads, resident, sums, self._layout.block(row))
+        seen = parsed(os.pread(self._stat, 4096, 0), os.pread(self._io, 4096, 0), self._layout)
+        self._layout = seen.block.layout
+        return seen
 
     def close(self) -> None:
         for descriptor in (self._stat, self._io):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def parsed(stat: bytes, counted: bytes, layout: Layout | None) -> Seen:
+    """Return what ``/proc/PID/stat`` and ``io`` say; ``layout``: of an earlier reading of the same process.
+
+    Raises:
+        ValueError, IndexError: it is gone.
+    """
+    head, _, tail = stat.rpartition(b")")  # a name may itself hold a parenthesis
+    pid, _, name = head.partition(b" (")
+    field = tail.split()
+    io = [int(word) for word in counted.split()[1::2]]
+    user, system = int(field[11]) * _TICK_NS, int(field[12]) * _TICK_NS
+    waited = int(field[39]) * _TICK_NS
+    resident = int(field[21]) * _PAGE
+    parent, threads = int(field[1]), int(field[17])
+    if layout is None:
+        label, source = name.decode(errors="replace"), "/proc/PID/stat /proc/PID/io"
+        layout = Layout(Schema(set="process", columns=_PROCESS, source=source, instance=str(int(pid)), label=label))
+    row = (int(pid), parent, threads, user, system, int(field[9]), int(field[20]), resident, waited, *io[:6])
+    own_and_reaped = sum(map(int, field[11:15])) * _TICK_NS
+    sums = (own_and_reaped, (int(field[12]) + int(field[14])) * _TICK_NS, waited, io[0], io[1], io[4], io[5])
+    return Seen(parent, threads, resident, sums, layout.block(row))
 
 
 class ProcessSource:
@@ -129,27 +136,38 @@ class ProcessSource:
         Args:
             where: The job's control group; empty: there is none.
             period_s: See ``Source``.
-            root_pid: Without a group, this process and its descendants are the job's.
+            root_pid: Without a group, this process and its descendants are the job's; ``add_root`` adds more.
             proc: Where processes are.
         """
         self.name = "processes"
         self.period_s = period_s
         self._where = where
-        self._root = root_pid
+        self._roots: dict[int, bytes] = {}
+        """When each of them began: its number may be another's some day."""
         self._proc = proc
         self._known: dict[int, _Process] = {}
-        self._last: dict[int, _Seen] = {}
+        self._last: dict[int, Seen] = {}
         self._carried = [0] * _SUMMED
         self._most = [0] * _SUMMED
         self._layout = Layout(Schema(set="processes", columns=_SUM, source="/proc/PID/stat /proc/PID/io"))
+        self.add_root(root_pid)
+
+    def add_root(self, pid: int) -> None:
+        """Without a group: this process and its descendants are the job's too."""
+        if pid and (began := _began(pid, self._proc)):
+            self._roots[pid] = began
 
     def read(self) -> list[Block]:
-        pids = group_pids(self._where) if self._where else descendants(self._root, self._proc)
+        pids = group_pids(self._where) if self._where else self._below_roots()
         if not pids and not self._known:
             return []  # nothing has started yet, or all has ended: absent, not 0
         seen = self._look(pids)
         for pid in self._last.keys() - seen.keys():
             self._known.pop(pid).close()
+        return self._summed(seen, len(pids))
+
+    def _summed(self, seen: dict[int, Seen], count: int) -> list[Block]:
+        for pid in self._last.keys() - seen.keys():
             if self._last[pid].parent not in seen:
                 self._carried = list(map(int.__add__, self._carried, self._last[pid].sums))
         self._last = seen
@@ -158,11 +176,15 @@ class ProcessSource:
         self._most = list(map(max, self._most, sums))
         threads = sum(one.threads for one in seen.values())
         resident = sum(one.resident for one in seen.values())
-        whole = self._layout.block((len(pids), len(seen), threads, resident, *self._most))
+        whole = self._layout.block((count, len(seen), threads, resident, *self._most))
         return [whole, *(one.block for one in seen.values())]
 
-    def _look(self, pids: Iterable[int]) -> dict[int, _Seen]:
-        seen: dict[int, _Seen] = {}
+    def _below_roots(self) -> list[int]:
+        self._roots = {pid: began for pid, began in self._roots.items() if _began(pid, self._proc) == began}
+        return sorted({pid for root in self._roots for pid in descendants(root, self._proc)})
+
+    def _look(self, pids: Iterable[int]) -> dict[int, Seen]:
+        seen: dict[int, Seen] = {}
         for pid in pids:
             process = self._known.get(pid)
             try:
@@ -180,6 +202,14 @@ class ProcessSource:
         for process in self._known.values():
             process.close()
         self._known = {}
+
+
+def _began(pid: int, proc: Path) -> bytes:
+    """Return when a process began, in ticks since boot; empty: there is none."""
+    try:
+        return (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19]
+    except (OSError, IndexError):
+        return b""
 
 
 def group_pids(where: str) -> list[int]:
@@ -202,7 +232,7 @@ def group_pids(where: str) -> list[int]:
 
 
 def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return a process and all that descend from it; Slurm's own manager of a step is not the job's."""
     found, look = [], [pid]
     while look:
         one = look.pop()
@@ -211,6 +241,7 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
                 look += map(int, children.read_text().split())
         except OSError:
             continue
-        if (proc / str(one)).exists():
-            found.append(one)
+        with contextlib.suppress(OSError):
+            if (proc / str(one) / "comm").read_bytes() != _MANAGER:
+                found.append(one)
     return found
