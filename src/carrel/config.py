@@ -1,7 +1,8 @@
 """Settings: one TOML file, the same on every node; each setting is declared once, here.
 
 An unknown key is an error. ``{node}`` in a path stands for the Slurm name of the node that reads it.
-A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`` (see ``driver_settings``).
+A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`` (see ``driver_settings``); so are a
+sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
@@ -137,6 +138,15 @@ class Metrics(Section, frozen=True):
     """Samples of jobs that ended longer ago are removed; 0: never."""
     user_bytes_max: int = 10 * 2**30
     """A user's oldest jobs are removed beyond this; 0: never."""
+    sinks: tuple[str, ...] = ()
+    """Where samples also go: ``csv``, ``parquet``, ``kafka``, ``prometheus``, or one that the site installed; the
+    settings of each are the table ``[sinks.<name>]``."""
+    spool_bytes_max: int = 1 * 2**30
+    """So much waits on a node for a sink that is down; beyond it, the oldest rows are dropped and counted."""
+    spool_age_max_s: float = 7 * 86400.0
+    """Rows that have waited longer are dropped and counted."""
+    sinks_memory_max_bytes: int = 512 * 2**20
+    """The process that feeds the sinks is ended beyond this, and started again."""
 
 
 class Config(Section, frozen=True):
@@ -148,6 +158,7 @@ class Config(Section, frozen=True):
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
     drivers: dict[str, dict[str, Any]] = {}
+    sinks: dict[str, dict[str, Any]] = {}
 
     source: str = ""
     """The file that these settings came from; empty when all are defaults. Not a setting."""
@@ -180,6 +191,12 @@ def driver_settings(config: Config, name: str, struct: type[_S]) -> _S:
     """Decode ``[drivers.<name>]`` into the driver's own struct; its defaults where the table is absent."""
     where = f"{config.source or 'defaults'}: drivers.{name}"
     return _convert(config.drivers.get(name, {}), struct, where=where)
+
+
+def sink_settings(config: Config, name: str, struct: type[_S]) -> _S:
+    """Decode ``[sinks.<name>]`` into the sink's own struct; its defaults where the table is absent."""
+    where = f"{config.source or 'defaults'}: sinks.{name}"
+    return _convert(config.sinks.get(name, {}), struct, where=where)
 
 
 def _convert(raw: dict[str, Any], struct: type[_S], *, where: str) -> _S:

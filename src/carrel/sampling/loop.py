@@ -26,6 +26,7 @@ from carrel.sampling import cgroup, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
 from carrel.sampling.job import SampledJob
+from carrel.sampling.spool import Spool
 from carrel.sampling.sync import Syncer
 
 GOVERN_EVERY = 10
@@ -51,7 +52,13 @@ class Sampler:
     """Samples jobs from their first to their last second."""
 
     def __init__(
-        self, settings: Metrics, name: str, *, view: View = "host", sources: Sequence[Source] | None = None
+        self,
+        settings: Metrics,
+        name: str,
+        *,
+        view: View = "host",
+        sources: Sequence[Source] | None = None,
+        spool: Spool | None = None,
     ) -> None:
         """Open the node's sources; nothing is sampled before ``run``.
 
@@ -60,10 +67,12 @@ class Sampler:
             name: The node's name.
             view: Whether this is the job's node, or the inside of its guest.
             sources: What to read of the node; by default all that its kernel offers.
+            spool: Where sinks find what they have to take; None: there are none.
         """
         self._settings = settings
         self._name = name
         self._view = view
+        self._spool = spool
         found = node.sources(slow_period_s=settings.slow_period_s) if sources is None else sources
         self._node = [_State(source) for source in found]
         self._jobs: dict[JobKey, SampledJob] = {}
@@ -102,7 +111,7 @@ class Sampler:
 
     def describe(self, job: Job) -> "Future[None]":
         """Keep what is better known of a job now: its name, account and limits."""
-        return self._ask(lambda: self._job(job.key).describe(job, _now_us()))
+        return self._ask(lambda: self._describe(self._job(job.key), job))
 
     def interval(self, run: JobKey, seconds: float) -> "Future[None]":
         """Sample a running job this often from now on.
@@ -214,12 +223,25 @@ class Sampler:
             folder.close()
             raise
         self._jobs[job.key] = made
+        self._enlist(made)
         self._syncer.watch(made.writer)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
                 self._attach(made, pid)
         self._sample([made], forced=True)
         return folder.path
+
+    def _describe(self, sampled: SampledJob, job: Job) -> None:
+        sampled.describe(job, _now_us())
+        self._enlist(sampled)
+
+    def _enlist(self, job: SampledJob) -> None:
+        """Have the sinks take it; files come first, and a sink that misses a job is counted."""
+        if self._spool is not None:
+            try:
+                self._spool.enlist(job.job, job.folder, node=self._name, view=self._view, since_us=_now_us())
+            except OSError as error:
+                self._failed("spool", error)
 
     def _attach(self, job: SampledJob, pid: int) -> None:
         groups = cgroup.of_process(pid)
