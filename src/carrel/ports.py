@@ -140,12 +140,20 @@ class Sink(Protocol):
     The segments are its spool: a sink that is down reads on later. It is called from one thread, its own.
     """
 
-    period_s: float
-    """What has come meanwhile is brought so often."""
-    metrics: Sequence[str]
-    """Patterns of the metrics that it wants: ``job.*``."""
-    rows_max: int
-    """It gets no more at once: they are in memory."""
+    @property
+    def period_s(self) -> float:
+        """What has come meanwhile is brought so often."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Patterns of the metrics that it wants: ``job.*``."""
+        ...
+
+    @property
+    def rows_max(self) -> int:
+        """It gets no more at once: they are in memory."""
+        ...
 
     def write(self, batches: Sequence[Batch]) -> None:
         """Take batches, of several series in turn; when it returns, they are safe there.

@@ -18,6 +18,7 @@ from carrel.model.sample import View
 from carrel.sampling import compact, prune
 from carrel.sampling.folder import JobFolder, stem
 from carrel.sampling.job import segments
+from carrel.sampling.spool import Spool
 
 TABLES_TIMEOUT_S = 3600.0
 RETRY_S = 600.0
@@ -36,8 +37,11 @@ class Work(NamedTuple):
 class Finisher:
     """Makes tables of what it is given, and removes old samples."""
 
-    def __init__(self, settings: Metrics, node: str, *, failed: Callable[[str, Exception], None]) -> None:
-        """Wait for work; ``failed`` is told of what went wrong."""
+    def __init__(
+        self, settings: Metrics, node: str, *, spool: Spool | None, failed: Callable[[str, Exception], None]
+    ) -> None:
+        """Wait for work; ``failed`` is told of what went wrong, ``spool`` knows what sinks have yet to take."""
+        self._spool = spool
         self._settings = settings
         self._node = node
         self._failed = failed
@@ -68,7 +72,8 @@ class Finisher:
     async def _finish(self, work: Work) -> None:
         folder = await asyncio.to_thread(work.open)
         try:
-            child = await asyncio.to_thread(compact.spawn, folder, stem(self._node, work.view), self._settings.formats)
+            name, formats = stem(self._node, work.view), self._settings.formats
+            child = await asyncio.to_thread(compact.spawn, folder, name, formats, spool=self._spool)
             try:
                 _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
             except subprocess.TimeoutExpired:

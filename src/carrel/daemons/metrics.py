@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from carrel.core.guests import living
+from carrel.daemons import sinks
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.watch import DirectoryWatch
@@ -30,6 +31,7 @@ from carrel.process import Pid
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
+from carrel.sampling.spool import Spool
 from carrel.slurm.steps import Step, Steps, task_of
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ class JobMetrics:
         self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
         self._hints = node.directory / "hints"
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
-        self._finisher = Finisher(self._settings, node.name, failed=self._failed)
+        self._spool = Spool(sinks.directory(node.config, node.name)) if self._settings.sinks else None
+        self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
         self._sampler: Sampler | None = None
         self._thread: threading.Thread | None = None
         self._restart_at_s = 0.0
@@ -249,7 +252,7 @@ class JobMetrics:
         if time.monotonic() < self._restart_at_s:
             return
         self._restart_at_s = time.monotonic() + RETRY_S
-        self._sampler = sampler = Sampler(self._settings, self._node.name)
+        self._sampler = sampler = Sampler(self._settings, self._node.name, spool=self._spool)
         self._attached.clear()
         self._retry_at_s.clear()
         self._thread = threading.Thread(target=self._sample, args=(sampler,), name="carrel-sampler", daemon=True)

@@ -97,6 +97,8 @@ class Shipping:
             thread.start()
         while not self._stopping.wait(LOOK_S):
             self.tidy()
+            if not self._outlets and not self._spool.entries():
+                return  # what sinks of earlier settings left is gone
         for one in self._outlets:
             one.stop()
         deadline_s = time.monotonic() + STOP_TIMEOUT_S

@@ -6,6 +6,7 @@ a digest of them in its name. A row whose writer died is cut off by the next one
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,25 +54,39 @@ class CsvSink:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         digest = hashlib.sha256("\n".join(part.columns).encode()).hexdigest()[:7]
         path = directory / f"samples.{files.plain(self._node)}.{digest}.csv"
-        with path.open("a+", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            size = _whole(file.fileno())
-            os.ftruncate(file.fileno(), size)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            size = _whole(descriptor)
+            os.ftruncate(descriptor, size)
             try:
-                table = csv.writer(file, lineterminator="\n")
-                if size == 0:
-                    table.writerow(("time_s", *files.WHOSE, *part.columns))
-                for batch, row in part.rows:
-                    time_s = f"{row.time_us // 10**6}.{row.time_us % 10**6:06d}"
-                    values = (row.values.get(name, "") for name in part.columns)
-                    table.writerow((time_s, *files.whose(batch, row), *values))
-                file.flush()
-                os.fsync(file.fileno())
+                _write(descriptor, _lines(part, header=size == 0))
+                os.fsync(descriptor)
             except OSError:
-                os.ftruncate(file.fileno(), size)  # the disk is full: nobody shall read half of it
+                os.ftruncate(descriptor, size)  # the disk is full: nobody shall read half of it
                 raise
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Nothing stays open between two calls."""
+
+
+def _lines(part: files.Part, *, header: bool) -> bytes:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    if header:
+        table.writerow(("time_s", *files.WHOSE, *part.columns))
+    for batch, row in part.rows:
+        time_s = f"{row.time_us // 10**6}.{row.time_us % 10**6:06d}"
+        values = (row.values.get(name, "") for name in part.columns)
+        table.writerow((time_s, *files.whose(batch, row), *values))
+    return out.getvalue().encode(errors="surrogateescape")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _whole(descriptor: int) -> int:
