@@ -140,6 +140,8 @@ class Metrics(Section, frozen=True):
     """Samples of jobs that ended longer ago are removed; 0: never."""
     user_bytes_max: int = 10 * 2**30
     """A user's oldest jobs are removed beyond this; 0: never."""
+    sampler: Literal["carrel", "ldms"] = "carrel"
+    """``ldms``: ldmsd samples instead, as ``[ldms]`` says; what carrel reads of a job alone is then missing."""
     sinks: tuple[str, ...] = ()
     """Where samples also go: ``csv``, ``parquet``, ``kafka``, ``prometheus``, or one that the site installed; the
     settings of each are the table ``[sinks.<name>]``."""
@@ -151,6 +153,32 @@ class Metrics(Section, frozen=True):
     """The process that feeds the sinks is ended beyond this, and started again."""
 
 
+class Ldms(Section, frozen=True):
+    """With ``metrics.sampler = "ldms"``: the site's own ``ldmsd`` samples; see ``docs/how-to/ldms.md``."""
+
+    plugins: tuple[str, ...] = ("meminfo", "vmstat", "dstat", "loadavg", "procinterrupts", "procstat2")
+    port_first: int = 10101
+    port_count: int = 64
+    """Each job on a node has a sampler of its own, at a port of its own."""
+    auth: Literal["munge", "ovis", "none"] = "munge"
+    auth_options: tuple[str, ...] = ()
+    """``socket=/run/munge/munge.socket.2``, or for ``ovis``: ``conf=/etc/ldms/secret``."""
+    aggregator: str = "localhost"
+    """Host of the aggregator, a long-lived ``ldmsd``: ``carrel metrics ldms-config`` prints its configuration."""
+    aggregator_port: int = 20001
+    store_dir: str = "/var/lib/carrel/ldms"
+    """On the aggregator's host: a job's rows are in ``<store_dir>/<user>/<job>/<node>/<set>``."""
+    reconnect_s: float = 1.0
+    kafka: str = ""
+    """Brokers that get all rows too, as JSON: ``host:port,host:port``."""
+    kafka_conf: str = ""
+    """More of librdkafka's properties."""
+    topic: str = "ldms.%S"
+    """``%S`` is the schema with its digest: ``ldms.meminfo_ef957a7``."""
+    environment: dict[str, str] = {}
+    """For ldmsd: ``LDMSD_PLUGIN_LIBPATH`` and the like, where the site's is not installed in the system."""
+
+
 class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
@@ -159,6 +187,7 @@ class Config(Section, frozen=True):
     controller: Controller = Controller()
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
+    ldms: Ldms = Ldms()
     drivers: dict[str, dict[str, Any]] = {}
     sinks: dict[str, dict[str, Any]] = {}
 
