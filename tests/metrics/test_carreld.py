@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from carrel import config
-from carrel.daemons import metrics
+from carrel.daemons import metrics, sampler_thread
+from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
 from carrel.errors import RefusedError
 from carrel.model.job import Job, JobKey
@@ -47,12 +48,17 @@ class ANode:
         )
         self.jobs: dict[int, Job] = {}
         self.facts = SimpleNamespace(forget=lambda _: None, job=self._job)
+        self.journal = Journal("c1", lambda _: None)
+        self.scheduler = SimpleNamespace(described=self._described)
 
     async def _job(self, job_id: int, *, timeout_s: float) -> Job:
         assert timeout_s > 0
         if job_id not in self.jobs:
             raise RefusedError(f"slurm knows no job {job_id}")
         return self.jobs[job_id]
+
+    async def _described(self, jobs: list[Job]) -> list[Job]:
+        return [msgspec.structs.replace(job, name="it's mine", account="physics") for job in jobs]
 
     def hint(self, text: str) -> None:
         (self.directory / "hints" / text).touch()
@@ -112,6 +118,45 @@ def test_hints_begin_and_end_the_sampling_of_a_job(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert msgspec.json.decode((node.folder() / "summary.json").read_bytes(), type=JobSummary).complete
+
+
+def test_its_name_and_account_are_added_when_slurm_has_told_them(tmp_path: Path) -> None:
+    node = ANode(tmp_path)
+    node.jobs = {7: a_job()}
+
+    async def scenario() -> None:
+        async with carreld(node):
+            node.hint("begin.7")
+            await until(lambda: rows(node.segment()) and b"physics" in node.segment().read_bytes())
+            node.hint("end.7")
+            await until(lambda: finished(node.folder()))
+
+    asyncio.run(scenario())
+    job = msgspec.json.decode((node.folder() / "job.json").read_bytes(), type=JobFile).job
+    assert (job.name, job.account, job.cpus) == ("it's mine", "physics", 2)
+
+
+def test_its_owner_changes_how_often_it_is_sampled_and_nobody_else_may(tmp_path: Path) -> None:
+    node = ANode(tmp_path, period_s=10.0)
+    node.jobs = {7: a_job()}
+
+    async def scenario() -> None:
+        async with carreld(node) as sampling:
+            node.hint("begin.7")
+            await until(lambda: rows(node.segment()))
+            with pytest.raises(RefusedError, match="belongs to"):
+                await sampling.sample_every(7, 0.05, uid=ME.pw_uid + 1)
+            with pytest.raises(RefusedError, match=r"every 0\.001 s"):
+                await sampling.sample_every(7, 0.001, uid=ME.pw_uid)
+            assert not await sampling.sample_every(8, 0.05, uid=ME.pw_uid)
+            assert await sampling.sample_every(7, 0.05, uid=ME.pw_uid)
+            await until(lambda: rows(node.segment()) > 5)
+        async with carreld(node) as sampling:  # and a later carreld remembers
+            sampling.compare([a_job()])
+            before = rows(node.segment())
+            await until(lambda: rows(node.segment()) > before + 3)
+
+    asyncio.run(scenario())
 
 
 def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
@@ -245,7 +290,7 @@ def test_a_root_that_cannot_be_written_is_told_and_tried_again(tmp_path: Path, m
 def test_a_sampler_that_dies_is_told_and_replaced_and_the_same_samples_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "RETRY_S", 0.1)
+    monkeypatch.setattr(sampler_thread, "RETRY_S", 0.1)
     node = ANode(tmp_path)
     node.jobs = {7: a_job()}
     fatal = threading.Event()
@@ -272,7 +317,7 @@ def test_a_sampler_that_dies_is_told_and_replaced_and_the_same_samples_go_on(
 
 
 def test_a_sampler_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "STUCK_S", 0.1)
+    monkeypatch.setattr(sampler_thread, "STUCK_S", 0.1)
     node = ANode(tmp_path)
     node.jobs = {7: a_job()}
     hangs = threading.Event()

@@ -8,11 +8,9 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,11 +18,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from carrel.core.guests import living
-from carrel.daemons import sinks
+from carrel.daemons import people, sinks
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.records import Sampled, SampledJobs
+from carrel.daemons.sampler_thread import SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
-from carrel.errors import CarrelError, RefusedError
+from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus
 from carrel.process import Pid
@@ -40,17 +39,15 @@ if TYPE_CHECKING:
 HINT_BEGIN, HINT_END = "begin", "end"
 """``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
 FACTS_TIMEOUT_S = 60.0
-SAMPLER_TIMEOUT_S = 30.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
 FRESH_S = 10.0
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
-STUCK_S = 120.0
 
 _LOG = logging.getLogger("carreld")
-_T = TypeVar("_T")
+_K = TypeVar("_K")
 
 
 class JobMetrics:
@@ -66,11 +63,12 @@ class JobMetrics:
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._spool = Spool(sinks.directory(node.config, node.name)) if self._settings.sinks else None
         self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
-        self._sampler: Sampler | None = None
-        self._thread: threading.Thread | None = None
-        self._restart_at_s = 0.0
+        self._sampling = SamplerThread(
+            lambda: Sampler(self._settings, node.name, spool=self._spool), failed=self._failed
+        )
         self._failures: Counter[str] = Counter()
         self._last_failure = ""
+        self._told: set[str] = set()
         self._fault = ""
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
@@ -110,6 +108,29 @@ class JobMetrics:
         else:
             beginning.add_done_callback(lambda _: self.end(job_id))
 
+    async def sample_every(self, job_id: int, seconds: float, *, uid: int) -> bool:
+        """Change how often a running job is sampled on this node, for ``uid`` who asks for it; False: it is not here.
+
+        Raises:
+            RefusedError: it is somebody else's, or the interval is out of bounds.
+            UnreachableError: the sampler does not answer.
+        """
+        runs = [run for run, job in self._jobs.items() if run.job_id == job_id and not job.ended]
+        if not runs or self._sampling.sampler is None:
+            return False
+        run = max(runs)
+        sampled = self._jobs[run]
+        if uid not in (0, sampled.job.uid) and not await people.in_group(uid, self._settings.operators):
+            raise RefusedError(f"job {job_id} belongs to {sampled.job.user}, not to uid {uid}")
+        try:
+            await answer(self._sampling.sampler.interval(run, seconds))
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"the sampler of {self._node.name} does not answer; see: carrel node check"
+            ) from error
+        self._remember(run, interval_s=seconds)
+        return True
+
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
         return any(run.job_id not in self._living for run, job in self._jobs.items() if not job.ended)
@@ -133,17 +154,14 @@ class JobMetrics:
         """Return how sampling goes; None: it is off."""
         if not self._settings.enabled:
             return None
-        own = self._sampler.status() if self._sampler else SamplerStatus()
+        own = self._sampling.status()
         failures = Counter(own.failures)
         failures.update(self._failures)
-        fault = self._fault
-        if self._sampler and own.awake_s and time.time() - own.awake_s > STUCK_S:
-            fault = f"the sampler hangs since {time.time() - own.awake_s:.0f} s; does {self._settings.root} answer?"
         return msgspec.structs.replace(
             own,
             failures=dict(failures),
-            last_failure=self._last_failure if self._failures else own.last_failure,
-            fault=fault,
+            last_failure=self._last_failure or own.last_failure,
+            fault=own.fault or self._fault,
         )
 
     # -- the work
@@ -173,9 +191,7 @@ class JobMetrics:
                 task.cancel()
             if watch:
                 watch.close()
-            if self._sampler and self._thread:
-                self._sampler.stop()
-                await asyncio.to_thread(self._thread.join, SAMPLER_TIMEOUT_S)
+            await self._sampling.stop()
 
     def _prepare(self) -> None:
         try:
@@ -212,7 +228,10 @@ class JobMetrics:
 
     def _look(self) -> None:
         """Look once; whatever takes time goes on by itself."""
-        self._mind_the_thread()
+        if self._sampling.mind():
+            self._attached.clear()
+            self._retry_at_s.clear()
+        self._tell_failures()
         self._read_hints()
         try:
             steps = self._steps.living()
@@ -231,7 +250,7 @@ class JobMetrics:
 
     def _resume(self) -> None:
         """Sample what should be and is not: a carreld or a sampler died, or the disk was full when the job began."""
-        sampler = self._sampler
+        sampler = self._sampling.sampler
         if sampler is None:
             return
         runs = set(sampler.runs())
@@ -245,26 +264,6 @@ class JobMetrics:
     def _only(self, run: JobKey) -> bool:
         """Say whether no other run of this job id is known: a step does not say whose it is."""
         return sum(other.job_id == run.job_id for other in self._jobs) == 1
-
-    def _mind_the_thread(self) -> None:
-        if self._thread is not None and self._thread.is_alive():
-            return
-        if time.monotonic() < self._restart_at_s:
-            return
-        self._restart_at_s = time.monotonic() + RETRY_S
-        self._sampler = sampler = Sampler(self._settings, self._node.name, spool=self._spool)
-        self._attached.clear()
-        self._retry_at_s.clear()
-        self._thread = threading.Thread(target=self._sample, args=(sampler,), name="carrel-sampler", daemon=True)
-        self._thread.start()
-
-    def _sample(self, sampler: Sampler) -> None:
-        """Run in the sampler's thread."""
-        try:
-            sampler.run()
-        except Exception as error:  # noqa: BLE001  # the next one starts in RETRY_S, and people are told
-            _LOG.exception("the sampler has ended")
-            self._failed("sampler", error)
 
     def _read_hints(self) -> None:
         left: dict[int, list[tuple[float, str]]] = {}
@@ -309,16 +308,33 @@ class JobMetrics:
         if not self._jobs[job.key].ended:
             self._retry_at_s[job.key] = time.monotonic() + RETRY_S
             await self._add(self._jobs[job.key])
+            await self._describe(job)
+
+    async def _describe(self, job: Job) -> None:
+        """Add what nothing is decided on: its name and account."""
+        try:
+            (known,) = await self._node.scheduler.described([job])
+            if self._sampling.sampler and known != job and job.key in self._sampling.sampler.runs():
+                self._remember(job.key, job=known)
+                await answer(self._sampling.sampler.describe(known))
+        except (CarrelError, TimeoutError) as error:
+            self._failed("describe", error)
+
+    def _remember(self, run: JobKey, **changes: object) -> None:
+        sampled = self._jobs.get(run)
+        if sampled and (known := msgspec.structs.replace(sampled, **changes)) != sampled:
+            self._jobs[run] = known
+            self._records.put(known)
 
     async def _add(self, sampled: Sampled) -> bool:
         """Have a job sampled; tell whether it is."""
-        sampler, run = self._sampler, sampled.job.key
+        sampler, run = self._sampling.sampler, sampled.job.key
         if sampler is None or run in sampler.runs():
             return sampler is not None
         try:
-            await _answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
+            await answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
             if sampled.groups.any:
-                await _answer(sampler.adopt(run, sampled.groups))
+                await answer(sampler.adopt(run, sampled.groups))
         except RefusedError:
             self._ended(run)  # an earlier carreld died between its tables and forgetting it
             return False
@@ -339,7 +355,7 @@ class JobMetrics:
             await asyncio.sleep(ATTACH_POLL_S)
 
     async def _attach_to(self, step: Step, pid: int) -> bool:
-        sampler = self._sampler
+        sampler = self._sampling.sampler
         runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
         if sampler is None or not runs:
             return False
@@ -347,13 +363,10 @@ class JobMetrics:
         try:
             # Without groups, the step is what its manager has started.
             whose = pid if cgroup.of_process(pid).any else step.manager.number
-            groups = await _answer(sampler.attach(run, whose))
+            groups = await answer(sampler.attach(run, whose))
         except (OSError, CarrelError, TimeoutError):
             return False
-        sampled = self._jobs.get(run)
-        if sampled and groups != sampled.groups:
-            self._jobs[run] = msgspec.structs.replace(sampled, groups=groups)
-            self._records.put(self._jobs[run])
+        self._remember(run, groups=groups)
         return True
 
     def _end_all(self, runs: Sequence[JobKey]) -> None:
@@ -364,11 +377,11 @@ class JobMetrics:
 
     async def _end(self, run: JobKey) -> None:
         """Take the last sample, and have the rest done when there is time."""
-        sampler, sampled = self._sampler, self._jobs[run]
+        sampler, sampled = self._sampling.sampler, self._jobs[run]
         try:
             # What was never sampled, or not since another carreld died: its groups still hold all that it used.
             if sampler and await self._add(sampled):
-                (await _answer(sampler.remove(run))).close()
+                (await answer(sampler.remove(run))).close()
         except (OSError, CarrelError, TimeoutError) as error:
             self._failed("end", error)
         await asyncio.to_thread(cgroup.release, self._jobs[run].groups)
@@ -377,8 +390,7 @@ class JobMetrics:
     def _ended(self, run: JobKey) -> None:
         sampled = self._jobs[run]
         if not sampled.ended:
-            self._jobs[run] = msgspec.structs.replace(sampled, ended=True)
-            self._records.put(self._jobs[run])
+            self._remember(run, ended=True)
             self._finish(sampled.job)
 
     def _finish(self, job: Job) -> None:
@@ -401,21 +413,17 @@ class JobMetrics:
         low, high = self._settings.period_min_s, self._settings.period_max_s
         return None if interval_s is None else min(max(interval_s, low), high)
 
+    def _tell_failures(self) -> None:
+        """Say so once for each kind of failure: it may come again each second."""
+        status = self.status() or SamplerStatus()
+        if status.failures.keys() - self._told:
+            self._node.journal.add("sampling-failed", status.last_failure)
+        self._told |= status.failures.keys()
+
     def _failed(self, what: str, error: BaseException) -> None:
         self._failures[what] += 1
         self._last_failure = f"{what}: {error}"
 
 
-def _forget(tasks: dict[_T, "asyncio.Task[None]"], key: _T, _: "asyncio.Task[None]") -> None:
+def _forget(tasks: dict[_K, "asyncio.Task[None]"], key: _K, _: "asyncio.Task[None]") -> None:
     tasks.pop(key, None)
-
-
-async def _answer(future: "Future[_T]") -> _T:
-    """Return what the sampler answers.
-
-    Raises:
-        TimeoutError: it did not in time; it may still do what it was asked for.
-    """
-    async with asyncio.timeout(SAMPLER_TIMEOUT_S):
-        # The sampler's own future is never cancelled: it could not be answered then.
-        return await asyncio.shield(asyncio.wrap_future(future))
