@@ -20,8 +20,9 @@ import msgspec
 from carrel.core.guests import living
 from carrel.daemons import people, sinks
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.ldms import LdmsSampler
 from carrel.daemons.records import Sampled, SampledJobs
-from carrel.daemons.sampler_thread import SamplerThread, answer
+from carrel.daemons.sampler_thread import JobSampler, SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.job import Job, JobKey
@@ -63,9 +64,7 @@ class JobMetrics:
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._spool = Spool(sinks.directory(node.config, node.name)) if self._settings.sinks else None
         self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
-        self._sampling = SamplerThread(
-            lambda: Sampler(self._settings, node.name, spool=self._spool), failed=self._failed
-        )
+        self._sampling = SamplerThread(self._make_sampler, failed=self._failed)
         self._failures: Counter[str] = Counter()
         self._last_failure = ""
         self._told: set[str] = set()
@@ -81,6 +80,11 @@ class JobMetrics:
         self._attached: set[Pid] = set()
         self._living: frozenset[int] = frozenset()
         """Job ids with a step on this node, as last seen."""
+
+    def _make_sampler(self) -> JobSampler:
+        if self._settings.sampler == "ldms":
+            return LdmsSampler(self._node.config, self._node.name, self._node.directory)
+        return Sampler(self._settings, self._node.name, spool=self._spool)
 
     # -- what others tell
 

@@ -118,11 +118,12 @@ def aggregator(settings: Ldms, *, decomposition: str = "") -> str:
     lines.append(f"listen xprt=sock port={settings.aggregator_port}{_with_auth(settings)}")
     lines += ["load name=store_csv", f"config name=store_csv path={settings.store_dir} buffer=0"]
     if settings.kafka:
+        way = f"regex=.* decomposition={decomposition}"
         conf = f" kafka_conf={settings.kafka_conf}" if settings.kafka_conf else ""
         lines += [
             "load name=store_avro_kafka",
             f"config name=store_avro_kafka encoding=json topic={settings.topic}{conf}",
-            f"strgp_add name=kafka plugin=store_avro_kafka container={settings.kafka} regex=.* decomposition={decomposition}",
+            f"strgp_add name=kafka plugin=store_avro_kafka container={settings.kafka} {way}",
             "strgp_prdcr_add name=kafka regex=.*",
             "strgp_start name=kafka",
         ]
@@ -142,22 +143,32 @@ def begin(place: Place, settings: Ldms, *, period_s: float, decomposition: str) 
     name = _policy(place)
     lines = []
     for plugin in settings.plugins:
-        way = f"regex=^{plugin}$ decomposition={decomposition}" if plugin in ROWS_OF_LISTS else f"schema={plugin}"
+        chosen = f"regex=^{plugin}$ decomposition={decomposition}" if plugin in ROWS_OF_LISTS else f"schema={plugin}"
         lines += [
-            f"strgp_add name={name}_{plugin} plugin=store_csv container={place.container} {way}",
+            f"strgp_add name={name}_{plugin} plugin=store_csv container={place.container} {chosen}",
             f"strgp_prdcr_add name={name}_{plugin} regex=^{re.escape(place.slot)}$",
             f"strgp_start name={name}_{plugin}",
         ]
     # An updater takes only producers that were there before it.
+    way = f"host={place.host} port={place.port} xprt=sock type=active reconnect={interval(settings.reconnect_s)}"
     return [
-        f"prdcr_add name={place.slot} host={place.host} port={place.port} xprt=sock type=active "
-        f"reconnect={interval(settings.reconnect_s)}{_with_auth(settings)}",
+        f"prdcr_add name={place.slot} {way}{_with_auth(settings)}",
         *lines,
         f"prdcr_start name={place.slot}",
-        f"updtr_add name={name} interval={interval(period_s)} offset={interval(min(period_s / 10, 0.1))}",
+        f"updtr_add name={name} {_pull(period_s)}",
         f"updtr_prdcr_add name={name} regex=^{re.escape(place.slot)}$",
         f"updtr_start name={name}",
     ]
+
+
+def repull(place: Place, *, period_s: float) -> Sequence[str]:
+    """Return the commands for the aggregator to pull a job's samples this often from now on."""
+    name = _policy(place)
+    return [f"updtr_stop name={name}", f"updtr_start name={name} {_pull(period_s)}"]
+
+
+def _pull(period_s: float) -> str:
+    return f"interval={interval(period_s)} offset={interval(min(period_s / 10, 0.1))}"
 
 
 def end(place: Place, settings: Ldms) -> Sequence[str]:

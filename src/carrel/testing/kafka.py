@@ -168,6 +168,9 @@ class Reader:
         settings |= {"fetch.wait.max.ms": 20, "fetch.error.backoff.ms": 20, "enable.auto.commit": False}
         self._consumer: Any = Consumer(settings)
 
+    def topics(self) -> Sequence[str]:
+        return sorted(self._consumer.list_topics(timeout=60).topics)
+
     def messages(self, topic: str) -> Sequence[Any]:
         """Return all messages of a topic; those of one partition are in their order."""
         from confluent_kafka import TopicPartition  # noqa: PLC0415  # an extra
