@@ -20,6 +20,7 @@ from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
 from carrel.errors import RefusedError
 from carrel.model.job import Job, JobKey
+from carrel.model.report import SamplingWish
 from carrel.model.sample import JobFile, JobSummary, SamplerStatus
 from carrel.sampling.loop import Sampler
 from carrel.sampling.tables import Survey
@@ -48,6 +49,7 @@ class ANode:
         )
         self.jobs: dict[int, Job] = {}
         self.facts = SimpleNamespace(forget=lambda _: None, job=self._job)
+        self.driver = lambda _: None
         self.journal = Journal("c1", lambda _: None)
         self.scheduler = SimpleNamespace(described=self._described)
 
@@ -159,8 +161,30 @@ def test_its_owner_changes_how_often_it_is_sampled_and_nobody_else_may(tmp_path:
     asyncio.run(scenario())
 
 
+def test_a_wish_that_came_through_the_controller_is_granted_once_and_only_to_who_may(tmp_path: Path) -> None:
+    node = ANode(tmp_path, period_s=10.0)
+    node.jobs = {7: a_job()}
+    theirs = SamplingWish(job_id=7, every_s=0.05, uid=ME.pw_uid + 1, asked_s=time.time() - 2)
+    mine = SamplingWish(job_id=7, every_s=0.05, uid=ME.pw_uid, asked_s=time.time() - 1)
+
+    async def scenario() -> None:
+        async with carreld(node) as sampling:
+            node.hint("begin.7")
+            await until(lambda: rows(node.segment()))
+            sampling.grant([theirs])
+            await until(node.journal.all)
+            assert "belongs to" in node.journal.all()[0].text
+            sampling.grant([theirs, mine])
+            await until(lambda: rows(node.segment()) > 5)
+            await sampling.sample_every(7, 20.0, uid=0)
+            sampling.grant([theirs, mine])
+            assert not [task for task in asyncio.all_tasks() if "JobMetrics._grant" in repr(task.get_coro())]
+
+    asyncio.run(scenario())
+
+
 def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
-    node = ANode(tmp_path)
+    node = ANode(tmp_path, period_s=3600.0)
     node.jobs = {7: a_job(state="ended", slurm_state="COMPLETING")}
 
     async def scenario() -> None:

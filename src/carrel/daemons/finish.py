@@ -5,18 +5,18 @@ One at a time and at the lowest priority: the node's CPUs are the next job's.
 
 import asyncio
 import contextlib
+import os
 import random
 import subprocess  # awaited here; see carrel.sampling.compact
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from carrel.config import Metrics
 from carrel.errors import CarrelError
-from carrel.model.sample import View
 from carrel.sampling import compact, prune
-from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.folder import JobFolder, of_stem
 from carrel.sampling.job import segments
 from carrel.sampling.spool import Spool
 
@@ -27,10 +27,9 @@ PRUNE_PERIOD_S = 86400.0
 
 
 class Work(NamedTuple):
-    """The samples of one run, of this node and one view."""
+    """The samples of one run on this node, of all views."""
 
     open: Callable[[], JobFolder]
-    view: View
     done: Callable[[], None]
 
 
@@ -72,28 +71,34 @@ class Finisher:
     async def _finish(self, work: Work) -> None:
         folder = await asyncio.to_thread(work.open)
         try:
-            name, formats = stem(self._node, work.view), self._settings.formats
-            child = await asyncio.to_thread(compact.spawn, folder, name, formats, spool=self._spool)
-            try:
-                _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                raise CarrelError(f"{folder.path}: no tables after {TABLES_TIMEOUT_S:g} s; is its disk slow?") from None
-            if child.returncode:
-                last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
-                raise CarrelError(f"{folder.path}: {last[0]}")
+            for name in await asyncio.to_thread(os.listdir, folder.descriptor):
+                if name.endswith(".seg") and self._ours(name):
+                    await self._make_tables(folder, name.removesuffix(".seg"))
         finally:
             folder.close()
 
+    async def _make_tables(self, folder: JobFolder, stem: str) -> None:
+        child = await asyncio.to_thread(compact.spawn, folder, stem, self._settings.formats, spool=self._spool)
+        try:
+            _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise CarrelError(f"{folder.path}: no tables after {TABLES_TIMEOUT_S:g} s; is its disk slow?") from None
+        if child.returncode:
+            last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
+            raise CarrelError(f"{folder.path}: {last[0]}")
+
+    def _ours(self, name: str) -> bool:
+        """Say whether samples are of this node, or of a guest on it."""
+        return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == self._node
+
     async def leftovers(self, known: Callable[[Path], bool]) -> None:
         """Finish what this node has begun and nobody remembers: it lost its power, or its directory."""
-        views: tuple[View, ...] = get_args(View)
-        ours = {f"{stem(self._node, view)}.seg": view for view in views}
         root = Path(self._settings.root)
-        for path in await asyncio.to_thread(segments, root):
-            view = ours.get(path.name)
-            if view and not known(path.parent):
-                self.put(Work(partial(JobFolder.found, root, path.parent), view, _nothing))
+        folders = {path.parent for path in await asyncio.to_thread(segments, root) if self._ours(path.name)}
+        for folder in sorted(folders):
+            if not known(folder):
+                self.put(Work(partial(JobFolder.found, root, folder), _nothing))
 
     async def _prune(self) -> None:
         while True:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +75,14 @@ class LdmsSampler:
     def adopt(self, run: JobKey, groups: JobGroups) -> "Future[JobGroups]":  # noqa: ARG002  # LDMS samples the node
         """Do nothing: LDMS counts by node."""
         return self._ask(lambda: groups)
+
+    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":  # noqa: ARG002  # LDMS samples the node
+        """Do nothing: LDMS counts by node."""
+        return self._ask(lambda: None)
+
+    def guest_disks(self, run: JobKey, guest: str, counters: Mapping[str, int]) -> "Future[None]":  # noqa: ARG002  # the same
+        """Do nothing: LDMS counts by node."""
+        return self._ask(lambda: None)
 
     def describe(self, job: Job) -> "Future[None]":  # noqa: ARG002  # LDMS has no place for it
         """Do nothing: LDMS knows a job's number and user."""

@@ -49,7 +49,7 @@ class Spool:
         Raises:
             OSError: it cannot be written.
         """
-        name = _name(job, view)
+        name = _name(job, stem(node, view))
         known = self._read(self._entries / name)
         entry = SpoolEntry(
             job=msgspec.structs.replace(job, uid=folder.uid, gid=folder.gid),
@@ -160,8 +160,8 @@ def replace(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def _name(job: Job, view: View) -> str:
-    return f"{component(job.key.cluster)}.{job.key}.{view}"
+def _name(job: Job, stem: str) -> str:
+    return f"{component(job.key.cluster)}.{job.key}.{stem}"
 
 
 @contextlib.contextmanager
