@@ -1,7 +1,8 @@
 """Settings: one TOML file, the same on every node; each setting is declared once, here.
 
 An unknown key is an error. ``{node}`` in a path stands for the Slurm name of the node that reads it.
-A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`` (see ``driver_settings``).
+A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`` (see ``driver_settings``); so are a
+sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
@@ -143,6 +144,43 @@ class Metrics(Section, frozen=True):
     """Unix group that may read the samples of all users; empty: each user's own group may read theirs."""
     operators: str = ""
     """Unix group that may change how often any job is sampled, as its owner and root may."""
+    sampler: Literal["carrel", "ldms"] = "carrel"
+    """``ldms``: ldmsd samples instead, as ``[ldms]`` says; what carrel reads of a job alone is then missing."""
+    sinks: tuple[str, ...] = ()
+    """Where samples also go: ``csv``, ``parquet``, ``kafka``, ``prometheus``, or one that the site installed; the
+    settings of each are the table ``[sinks.<name>]``."""
+    spool_bytes_max: int = 1 * 2**30
+    """So much waits on a node for a sink that is down; beyond it, the oldest rows are dropped and counted."""
+    spool_age_max_s: float = 7 * 86400.0
+    """Rows that have waited longer are dropped and counted."""
+    sinks_memory_max_bytes: int = 512 * 2**20
+    """The process that feeds the sinks is ended beyond this, and started again."""
+
+
+class Ldms(Section, frozen=True):
+    """With ``metrics.sampler = "ldms"``: the site's own ``ldmsd`` samples; see ``docs/how-to/ldms.md``."""
+
+    plugins: tuple[str, ...] = ("meminfo", "vmstat", "dstat", "loadavg", "procinterrupts", "procstat2")
+    port_first: int = 10101
+    port_count: int = 64
+    """Each job on a node has a sampler of its own, at a port of its own."""
+    auth: Literal["munge", "ovis", "none"] = "munge"
+    auth_options: tuple[str, ...] = ()
+    """``socket=/run/munge/munge.socket.2``, or for ``ovis``: ``conf=/etc/ldms/secret``."""
+    aggregator: str = "localhost"
+    """Host of the aggregator, a long-lived ``ldmsd``: ``carrel metrics ldms-config`` prints its configuration."""
+    aggregator_port: int = 20001
+    store_dir: str = "/var/lib/carrel/ldms"
+    """On the aggregator's host: a job's rows are in ``<store_dir>/<user>/<job>/<node>/<set>``."""
+    reconnect_s: float = 1.0
+    kafka: str = ""
+    """Brokers that get all rows too, as JSON: ``host:port,host:port``."""
+    kafka_conf: str = ""
+    """More of librdkafka's properties."""
+    topic: str = "ldms.%S"
+    """``%S`` is the schema with its digest: ``ldms.meminfo_ef957a7``."""
+    environment: dict[str, str] = {}
+    """For ldmsd: ``LDMSD_PLUGIN_LIBPATH`` and the like, where the site's is not installed in the system."""
 
 
 class Config(Section, frozen=True):
@@ -153,7 +191,9 @@ class Config(Section, frozen=True):
     controller: Controller = Controller()
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
+    ldms: Ldms = Ldms()
     drivers: dict[str, dict[str, Any]] = {}
+    sinks: dict[str, dict[str, Any]] = {}
 
     source: str = ""
     """The file that these settings came from; empty when all are defaults. Not a setting."""
@@ -186,6 +226,12 @@ def driver_settings(config: Config, name: str, struct: type[_S]) -> _S:
     """Decode ``[drivers.<name>]`` into the driver's own struct; its defaults where the table is absent."""
     where = f"{config.source or 'defaults'}: drivers.{name}"
     return _convert(config.drivers.get(name, {}), struct, where=where)
+
+
+def sink_settings(config: Config, name: str, struct: type[_S]) -> _S:
+    """Decode ``[sinks.<name>]`` into the sink's own struct; its defaults where the table is absent."""
+    where = f"{config.source or 'defaults'}: sinks.{name}"
+    return _convert(config.sinks.get(name, {}), struct, where=where)
 
 
 def _convert(raw: dict[str, Any], struct: type[_S], *, where: str) -> _S:

@@ -1,10 +1,10 @@
 """The whole extension surface: what Carrel asks of a driver, of a sink, of a scheduler, and of a ledger's database.
 
-A driver is loaded from the entry-point group ``carrel.drivers``; ours take the same road as a stranger's.
-``carrel.testing.DriverContract`` tells its author whether it is right.
+A driver is loaded from the entry-point group ``carrel.drivers``, a sink from ``carrel.sinks``; ours take the same road
+as a stranger's. ``carrel.testing.DriverContract`` and ``SinkContract`` tell their authors whether they are right.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -16,6 +16,7 @@ from carrel.model.guest import Counters, Entry, Guest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.model.job import Job
 from carrel.model.sample import Batch
+from carrel.model.shipping import ShippingStatus
 
 
 class ImageSource(Protocol):
@@ -111,20 +112,58 @@ class Driver(Protocol):
         ...
 
 
+class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sink may use. Its settings are ``config.sink_settings``."""
+
+    config: Config
+    node: str
+    status: Callable[[], ShippingStatus]
+    """Returns how all sinks of the node are doing, for those that show it."""
+
+
+class LoadedSink(Protocol):
+    """What an entry point of the group ``carrel.sinks`` names: a class that makes itself from its context."""
+
+    @classmethod
+    def from_context(cls, context: SinkContext) -> Self:
+        """Return a sink. Nobody needs to be there yet.
+
+        Raises:
+            CarrelError: its settings are wrong, or a library is missing.
+        """
+        ...
+
+
 class Sink(Protocol):
     """Takes the samples of jobs elsewhere, in a process that is not the sampler's.
 
-    The segments are its spool: a sink that is down reads on later. It is called from one thread.
+    The segments are its spool: a sink that is down reads on later. It is called from one thread, its own.
     """
 
-    def write(self, batch: Batch) -> None:
-        """Take rows, all or none; when it returns, they are safe there.
+    @property
+    def period_s(self) -> float:
+        """What has come meanwhile is brought so often."""
+        ...
 
-        The same rows may come again, after a failure or a restart: ``(run, node, view, seq)`` names a row for ever.
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Patterns of the metrics that it wants: ``job.*``."""
+        ...
+
+    @property
+    def rows_max(self) -> int:
+        """It gets no more at once: they are in memory."""
+        ...
+
+    def write(self, batches: Sequence[Batch]) -> None:
+        """Take batches, of several series in turn; when it returns, they are safe there.
+
+        The same rows may come again, after a failure or a restart, and cut into other batches; in the order of their
+        series always. ``(batch.series, row.seq)`` names a row for ever. A call must end by itself.
 
         Raises:
-            UnreachableError: nobody is there; the same batch comes again later.
-            RefusedError: it will never take this batch; it is dropped, and counted.
+            UnreachableError: nobody is there; the same batches come again later.
+            RefusedError: one of them will never be taken. They come again one by one, and it is dropped and counted.
         """
         ...
 

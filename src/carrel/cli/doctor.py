@@ -20,6 +20,7 @@ from carrel.images.kernel import kernels
 from carrel.images.store import Store
 from carrel.model.report import NodeReport
 from carrel.model.sample import SamplerStatus
+from carrel.model.shipping import SinkStatus
 from carrel.slurm import version
 from carrel.slurm.client import SlurmClient
 
@@ -87,6 +88,8 @@ def _carreld(settings: Config, node: str) -> Iterator[Check]:
             f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
         )
     yield from _sampler(settings, node, report.sampler)
+    for sink in report.sinks:
+        yield from _sink(node, sink)
 
 
 def _sampler(settings: Config, node: str, status: SamplerStatus | None) -> Iterator[Check]:
@@ -118,6 +121,23 @@ def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> 
             f"node {node}: slurm.spool_dir is {ours}, and Slurm's SlurmdSpoolDir {theirs}: no step is seen there",
             f'spool_dir = "{theirs.replace(node, "{node}")}" in [slurm] of carrel.toml, then restart carreld',
         )
+
+
+def _sink(node: str, sink: SinkStatus) -> Iterator[Check]:
+    if sink.error:
+        yield _problem(
+            f"node {node}: sink {sink.name} takes nothing: {output.printable(sink.error)}",
+            f"its rows wait on the node, and go when it answers; see: [sinks.{sink.name}]",
+        )
+    if sink.dropped or sink.series_lost:
+        counts = ", ".join(f"{why} {count}" for why, count in sorted(sink.rows_dropped.items()) if count)
+        lost = f"; {sink.series_lost} jobs' samples were removed by their owners" if sink.series_lost else ""
+        yield _problem(
+            f"node {node}: {sink.dropped} rows were dropped and never reach sink {sink.name} ({counts}){lost}",
+            "was it down for longer than metrics.spool_bytes_max and spool_age_max_s allow?",
+        )
+    if not sink.error and not sink.dropped and not sink.series_lost:
+        yield _ok(f"node {node}: sink {sink.name} has taken {sink.rows_written} rows")
 
 
 def _qemu() -> Iterator[Check]:

@@ -22,6 +22,7 @@ _NOUNS = {
     "node": "Nodes, and why one cannot run guests.",
     "quote": "What a submission may cost, before it is submitted.",
     "bank": "The site's service units: prices.",
+    "metrics": "Samples that LDMS took, and what LDMS is told here.",
     "config": "The settings in force.",
     "sandbox": "A real Slurm cluster with Carrel in a private directory.",
     "serve": "The daemons.",

@@ -1,16 +1,17 @@
 """``carrel node``: nodes, and why one cannot run guests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from carrel import config
-from carrel.cli import api, output
+from carrel.cli import api, output, report
 from carrel.cli.guest import Json
 from carrel.daemons import views
 from carrel.errors import NotFoundError
 from carrel.model.sample import SamplerStatus
+from carrel.model.shipping import SinkStatus
 
 Node = Annotated[str, Parameter(show_default=False, help="The node's name in Slurm.")]
 
@@ -49,6 +50,7 @@ def show(node: Node, /, *, json: Json = False) -> None:
             ("last report", f"{output.clock(one.heard)}, {output.ago(one.heard)} ago"),
             *(("fault", fault) for fault in one.faults),
             *_sampling(one.sampler),
+            *_sinks(one.sinks),
         ]
     )
     guests = [guest for guest in api.guests(settings) if guest.node == node] if one.guests else []
@@ -86,6 +88,18 @@ def _sampling(sampler: SamplerStatus | None) -> Iterator[tuple[str, str]]:
     if sampler.failures:
         yield "failed", ", ".join(f"{what} {count}x" for what, count in sorted(sampler.failures.items()))
         yield "last failure", output.printable(sampler.last_failure)
+
+
+def _sinks(sinks: Sequence[SinkStatus]) -> Iterator[tuple[str, str]]:
+    for sink in sinks:
+        waiting = f", {report.size(sink.waiting_bytes)} wait" if sink.waiting_bytes else ""
+        yield f"sink {sink.name}", f"{sink.rows_written} rows taken{waiting}"
+        if sink.dropped or sink.series_lost:
+            why = ", ".join(f"{count} ({what})" for what, count in sorted(sink.rows_dropped.items()))
+            lost = f"{sink.series_lost} series were removed by their owners" if sink.series_lost else ""
+            yield "dropped", "; ".join(part for part in (f"{why} rows" if why else "", lost) if part)
+        if sink.error:
+            yield "failing", output.printable(sink.error)
 
 
 def _find(found: list[views.NodeView], name: str) -> views.NodeView:

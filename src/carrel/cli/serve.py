@@ -17,6 +17,14 @@ def node(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -
 
 
 @app.command
+def sinks(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -> None:
+    """Bring the samples of a node's jobs to the sinks of metrics.sinks. carreld starts this."""
+    from carrel.daemons.sinks import main  # noqa: PLC0415
+
+    main(node)
+
+
+@app.command
 def controller() -> None:
     """Run carrelctld, the cluster's daemon: collects what the nodes report, for the CLI and REST."""
     from carrel.daemons.controller import main  # noqa: PLC0415

@@ -18,6 +18,7 @@ from carrel.errors import CarrelError
 from carrel.sampling import compact, prune
 from carrel.sampling.folder import JobFolder, of_stem
 from carrel.sampling.job import segments
+from carrel.sampling.spool import Spool
 
 TABLES_TIMEOUT_S = 3600.0
 RETRY_S = 600.0
@@ -35,8 +36,11 @@ class Work(NamedTuple):
 class Finisher:
     """Makes tables of what it is given, and removes old samples."""
 
-    def __init__(self, settings: Metrics, node: str, *, failed: Callable[[str, Exception], None]) -> None:
-        """Wait for work; ``failed`` is told of what went wrong."""
+    def __init__(
+        self, settings: Metrics, node: str, *, spool: Spool | None, failed: Callable[[str, Exception], None]
+    ) -> None:
+        """Wait for work; ``failed`` is told of what went wrong, ``spool`` knows what sinks have yet to take."""
+        self._spool = spool
         self._settings = settings
         self._node = node
         self._failed = failed
@@ -74,7 +78,7 @@ class Finisher:
             folder.close()
 
     async def _make_tables(self, folder: JobFolder, stem: str) -> None:
-        child = await asyncio.to_thread(compact.spawn, folder, stem, self._settings.formats)
+        child = await asyncio.to_thread(compact.spawn, folder, stem, self._settings.formats, spool=self._spool)
         try:
             _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
         except subprocess.TimeoutExpired:

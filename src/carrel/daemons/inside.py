@@ -20,6 +20,7 @@ from carrel.model.job import Job, JobKey
 from carrel.ports import Driver
 from carrel.sampling.inside import GuestFiles
 from carrel.sampling.loop import Sampler
+from carrel.sampling.spool import Spool
 
 EXCHANGE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 2.0
@@ -47,6 +48,7 @@ class GuestViews:
         driver: Callable[[str], Driver],
         job: Callable[[JobKey], tuple[Job, float | None] | None],
         *,
+        spool: Spool | None,
         failed: Callable[[str, Exception], None],
     ) -> None:
         """Look at nobody yet.
@@ -55,11 +57,13 @@ class GuestViews:
             settings: The site's.
             driver: Returns the driver of this name.
             job: Returns a run that is being sampled, and the interval that was chosen for it; None: it is not.
+            spool: Where sinks find what they have to take; None: there are none.
             failed: Told of what went wrong.
         """
         self._settings = settings
         self._driver = driver
         self._job = job
+        self._spool = spool
         self._failed = failed
         self._seen: dict[str, Seen] = {}
         self._beginning: dict[str, asyncio.Task[None]] = {}
@@ -116,7 +120,7 @@ class GuestViews:
 
         def sampler() -> Sampler:
             try:
-                return Sampler(self._settings, name, view="guest", inside=files)
+                return Sampler(self._settings, name, view="guest", inside=files, spool=self._spool)
             except BaseException:
                 files.close()
                 raise

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from carrel.core.guests import living
-from carrel.daemons import people
+from carrel.daemons import people, sinks
 from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.held import HeldGroups
 from carrel.daemons.hints import Hints
 from carrel.daemons.inside import GuestViews
+from carrel.daemons.ldms import LdmsSampler
 from carrel.daemons.records import Sampled, SampledJobs
-from carrel.daemons.sampler_thread import SamplerThread, answer
+from carrel.daemons.sampler_thread import JobSampler, SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.guest import Counters as GuestCounters
@@ -36,6 +37,7 @@ from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
 from carrel.sampling.outside import DISK_NAMES
+from carrel.sampling.spool import Spool
 from carrel.slurm.steps import Step, Steps, task_of
 
 if TYPE_CHECKING:
@@ -68,9 +70,10 @@ class JobMetrics:
         self._failures = Failures()
         self._failed = self._failures.add
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
-        self._finisher = Finisher(self._settings, node.name, failed=self._failed)
-        self._sampling = SamplerThread(lambda: Sampler(self._settings, node.name), failed=self._failed)
-        self.guests = GuestViews(self._settings, node.driver, self._known, failed=self._failed)
+        self._spool = Spool(sinks.directory(node.config, node.name)) if self._settings.sinks else None
+        self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
+        self._sampling = SamplerThread(self._make_sampler, failed=self._failed)
+        self.guests = GuestViews(self._settings, node.driver, self._known, spool=self._spool, failed=self._failed)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
@@ -83,6 +86,11 @@ class JobMetrics:
         self._attached: set[Pid] = set()
         self._living: frozenset[int] = frozenset()
         """Job ids with a step on this node, as last seen."""
+
+    def _make_sampler(self) -> JobSampler:
+        if self._settings.sampler == "ldms":
+            return LdmsSampler(self._node.config, self._node.name, self._node.directory)
+        return Sampler(self._settings, self._node.name, spool=self._spool)
 
     # -- what others tell
 

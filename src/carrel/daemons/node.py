@@ -23,6 +23,7 @@ from carrel import __version__, config
 from carrel.daemons import console
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
+from carrel.daemons.feeding import Feeding
 from carrel.daemons.journal import Journal
 from carrel.daemons.measure import Measures
 from carrel.daemons.metrics import JobMetrics
@@ -75,6 +76,7 @@ class Node:
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
         self.metrics = JobMetrics(self)
+        self.feeding = Feeding(settings, name)
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
         self._accelerator = ("", "")
@@ -153,6 +155,7 @@ class Node:
             counters=counters,
             consoles=consoles,
             sampler=self.metrics.status(),
+            sinks=self.feeding.status(),
             sent_s=time.time(),
         )
 
@@ -202,7 +205,7 @@ class Node:
         self.adopt()
         gc.freeze()  # what is there now stays: no collection, in whatever thread it happens, need look at it again
         sweep = Sweep(self)
-        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.check()]
+        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.feeding.run(), self.check()]
         tasks = [asyncio.ensure_future(work) for work in works]
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from carrel.daemons.ldms import LdmsSampler
 from carrel.model.sample import SamplerStatus
 from carrel.sampling.loop import Sampler
 
@@ -21,11 +22,14 @@ STUCK_S = 120.0
 _LOG = logging.getLogger("carreld")
 _T = TypeVar("_T")
 
+JobSampler = Sampler | LdmsSampler
+"""Whichever samples the jobs of this node; both are asked in the same way."""
+
 
 class SamplerThread:
     """Keeps one sampler running."""
 
-    def __init__(self, make: Callable[[], Sampler], *, failed: Callable[[str, Exception], None]) -> None:
+    def __init__(self, make: Callable[[], JobSampler], *, failed: Callable[[str, Exception], None]) -> None:
         """Start nothing yet.
 
         Args:
@@ -36,7 +40,7 @@ class SamplerThread:
         self._failed = failed
         self._thread: threading.Thread | None = None
         self._restart_at_s = 0.0
-        self.sampler: Sampler | None = None
+        self.sampler: JobSampler | None = None
         """None: there is none now."""
 
     def mind(self) -> bool:
@@ -51,7 +55,7 @@ class SamplerThread:
         self._thread.start()
         return True
 
-    def _run(self, sampler: Sampler) -> None:
+    def _run(self, sampler: JobSampler) -> None:
         try:
             sampler.run()
         except Exception as error:  # noqa: BLE001  # the next one starts in RETRY_S, and people are told

@@ -10,6 +10,7 @@ import msgspec
 from carrel.model.guest import Clone, Counters, Guest, GuestState, Per
 from carrel.model.report import Event, NodeReport
 from carrel.model.sample import SamplerStatus
+from carrel.model.shipping import SinkStatus
 
 
 class GuestView(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     guests: int
     sampler: SamplerStatus | None
     """How the sampling of jobs goes; null: they are not sampled."""
+    sinks: tuple[SinkStatus, ...]
+    """Where samples also go."""
     started: datetime | None
     heard: datetime | None
 
@@ -194,6 +197,7 @@ def node_view(report: NodeReport, *, heard_s: float, silent: bool) -> NodeView:
         faults=facts.faults,
         guests=len(report.guests),
         sampler=report.sampler,
+        sinks=report.sinks,
         started=moment(facts.started_s),
         heard=moment(heard_s),
     )

@@ -4,6 +4,7 @@ import msgspec
 
 from carrel.model.guest import Counters, Guest
 from carrel.model.sample import SamplerStatus
+from carrel.model.shipping import SinkStatus
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,7 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Last 16 KiB of the console of guests that went down or are starting, by guest name."""
     sampler: SamplerStatus | None = None
     """null: jobs are not sampled here."""
+    sinks: tuple[SinkStatus, ...] = ()
     sent_s: float = 0.0
 
 

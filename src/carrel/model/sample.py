@@ -141,13 +141,30 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, int | float]
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A note of a series; ``seq`` counts notes as that of ``Row`` counts rows."""
+
+    seq: int
+    note: Note
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Consecutive rows of one job on one node, as a sink gets them."""
+    """Consecutive rows of one job on one node, as a sink gets them. A gap in ``seq`` is what was dropped."""
 
     job: Job
     node: str
     view: View
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
+    notes: tuple[Told, ...] = ()
+    columns: dict[str, Column] = {}
+    """What the metrics are, also some that are in none of these rows."""
+    ended: bool = False
+    """Nothing will follow."""
+
+    @property
+    def series(self) -> str:
+        """Return the name of the series: ``alpha.4711.1731000000.0/c1/host``; with ``seq``, that of a row."""
+        return f"{self.job.key.cluster}.{self.job.key}/{self.node}/{self.view}"
 
 
 class SamplerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from carrel import __version__, process
 from carrel.errors import CarrelError
 from carrel.model.sample import JobFile, JobSummary, NodeSummary, Note, SeriesFile, View
 from carrel.sampling.folder import RUN_FILE, JobFolder, of_stem
+from carrel.sampling.spool import Spool, kept, live
 from carrel.sampling.tables import Survey, Value
 
 NOTES_MAX = 1000
@@ -38,22 +39,33 @@ _PRIORITY = 19
 _S = TypeVar("_S", JobFile, JobSummary)
 
 
-def spawn(folder: JobFolder, stem: str, formats: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start the work for one node and view. The caller awaits it; its last line on stderr says what went wrong."""
+def spawn(
+    folder: JobFolder, stem: str, formats: Sequence[str], *, spool: Spool | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start the work for one node and view. The caller awaits it; its last line on stderr says what went wrong.
+
+    What sinks have yet to take, as ``spool`` says, is kept for them, out of the sight of who reads samples.
+    """
     words = [sys.executable, "-m", "carrel.sampling.compact", str(folder.descriptor), stem]
     words += ["--uid", str(folder.uid), "--gid", str(folder.gid), *formats]
+    words += ["--keep"] if spool is not None and spool.holds(folder, stem) else []
     return subprocess.Popen(  # its descriptor of the directory must be inherited, which carrel.process never does
         words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(folder.descriptor,)
     )
 
 
-def compact(stem: str, formats: Sequence[str]) -> None:
+def compact(stem: str, formats: Sequence[str], *, keep: bool = False) -> None:
     """Work on the segment of this name in the current directory; where there is none, all is done.
+
+    Args:
+        stem: What its files are called, less their ends.
+        formats: Of the tables.
+        keep: Hide the segment for the sinks instead of removing it.
 
     Raises:
         CarrelError: it is no segment, or what it becomes cannot be written.
     """
-    segment = Path(f"{stem}.seg")
+    segment = Path(live(stem))
     if not segment.exists():
         return
     node, view = of_stem(stem)
@@ -73,7 +85,10 @@ def compact(stem: str, formats: Sequence[str]) -> None:
     with _locked():
         _describe(survey, files, node=node, view=view)
         _sync(Path())
-        segment.unlink()
+        if keep:
+            segment.rename(kept(stem))
+        else:
+            segment.unlink()
 
 
 def _parquet() -> ModuleType:
@@ -216,6 +231,7 @@ def main() -> None:
     parser.add_argument("stem")
     parser.add_argument("--uid", type=int, required=True)
     parser.add_argument("--gid", type=int, required=True)
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("formats", nargs="+", choices=["csv", "parquet"])
     arguments = parser.parse_args()
     os.fchdir(arguments.directory)
@@ -228,7 +244,7 @@ def main() -> None:
     os.umask(0o027)
     os.nice(_PRIORITY)
     try:
-        compact(arguments.stem, arguments.formats)
+        compact(arguments.stem, arguments.formats, keep=arguments.keep)
     except (CarrelError, OSError) as error:
         sys.exit(f"{arguments.stem}: {error}")
 

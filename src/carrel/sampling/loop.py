@@ -30,6 +30,7 @@ from carrel.sampling.folder import JobFolder
 from carrel.sampling.inside import GuestFiles, GuestProcesses, job_source
 from carrel.sampling.inside import sources as guest_sources
 from carrel.sampling.job import SampledJob
+from carrel.sampling.spool import Spool
 from carrel.sampling.sync import Syncer
 
 GOVERN_EVERY = 10
@@ -62,6 +63,7 @@ class Sampler:
         view: View = "host",
         sources: Sequence[Source] | None = None,
         inside: GuestFiles | None = None,
+        spool: Spool | None = None,
     ) -> None:
         """Open the node's sources; nothing is sampled before ``run``.
 
@@ -71,6 +73,7 @@ class Sampler:
             view: Whether this is the job's node, or the inside of its guest.
             sources: What to read of the node; by default all that its kernel offers.
             inside: Look into this guest, for its one job, and not at this node.
+            spool: Where sinks find what they have to take; None: there are none.
 
         Raises:
             OSError: the guest does not answer.
@@ -78,6 +81,7 @@ class Sampler:
         self._settings = settings
         self._name = name
         self._view = view
+        self._spool = spool
         self._inside = inside
         found = sources
         if found is None and inside is not None:
@@ -138,7 +142,7 @@ class Sampler:
 
     def describe(self, job: Job) -> "Future[None]":
         """Keep what is better known of a job now: its name, account and limits."""
-        return self._ask(lambda: self._job(job.key).describe(job, _now_us()))
+        return self._ask(lambda: self._describe(self._job(job.key), job))
 
     def interval(self, run: JobKey, seconds: float) -> "Future[None]":
         """Sample a running job this often from now on.
@@ -259,12 +263,25 @@ class Sampler:
                 processes = GuestProcesses(self._inside, period_s=self._settings.process_period_s)
                 made.attach_inside(job_source(self._inside), processes)
         self._jobs[job.key] = made
+        self._enlist(made)
         self._syncer.watch(made.writer)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
                 self._attach(made, cgroup.of_process(pid), pid)
         self._sample([made], forced=True)
         return folder.path
+
+    def _describe(self, sampled: SampledJob, job: Job) -> None:
+        sampled.describe(job, _now_us())
+        self._enlist(sampled)
+
+    def _enlist(self, job: SampledJob) -> None:
+        """Have the sinks take it; files come first, and a sink that misses a job is counted."""
+        if self._spool is not None:
+            try:
+                self._spool.enlist(job.job, job.folder, node=self._name, view=self._view, since_us=_now_us())
+            except OSError as error:
+                self._failed("spool", error)
 
     def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
         job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)

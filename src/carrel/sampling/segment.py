@@ -18,6 +18,7 @@ file there and goes on, so that a row is there wholly or not at all.
 """
 
 import contextlib
+import functools
 import os
 import struct
 import zlib
@@ -97,10 +98,37 @@ class SegmentReader:
             if entry is not None:
                 yield entry
 
+    def skip(self, count: int) -> None:
+        """Pass over the first ``count`` rows and notes of the file; it stops before them where there are fewer.
+
+        Of most frames only the head is read: the last row that stands alone is where unpacking begins.
+        """
+        passed = rows = 0
+        place, found = self.end, (self.end, 0, 0)
+        self._file.seek(place)
+        while passed < count:
+            head = self._file.read(_HEAD.size + 1)
+            if len(head) <= _HEAD.size:
+                break
+            length = _HEAD.unpack_from(head)[0]
+            kind = head[_HEAD.size :]
+            if kind == b"K":
+                found = (place, passed, rows)
+            place += _HEAD.size + length
+            passed += kind in (b"K", b"R", b"N")
+            rows += kind in (b"K", b"R")
+            if kind == b"S" and length <= BODY_MAX:
+                self._entry(kind + self._file.read(length - 1))
+            self._file.seek(place)
+        self.end, passed, self.rows = found
+        entries = self.entries()
+        while passed < count and next(entries, None) is not None:
+            passed += 1
+
     def _entry(self, body: bytes) -> RowRead | Note | None:
         match body[:1]:
             case b"S":
-                layout = Layout(msgspec.json.decode(body[5:], type=Schema))
+                layout = Layout(_schema(body[5:]))
                 layout.number = int.from_bytes(body[1:5], "little")
                 self._layouts[layout.number] = layout
                 return None
@@ -232,6 +260,12 @@ class SegmentWriter:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+@functools.lru_cache(maxsize=64)
+def _schema(encoded: bytes) -> Schema:
+    """Jobs of one node have most schemas in common: a thousand columns are kept once, whoever reads them."""
+    return msgspec.json.decode(encoded, type=Schema)
 
 
 def _frame(body: bytes) -> bytes:

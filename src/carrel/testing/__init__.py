@@ -7,6 +7,7 @@ from carrel.testing.drivers import DriverContract
 from carrel.testing.fuse import Fuse, PowerCut
 from carrel.testing.ledger_contract import LedgerContract
 from carrel.testing.ledger_failures import LedgerFailureModes
+from carrel.testing.sinks import SinkContract, TakenRow
 
 __all__ = [
     "DriverContract",
@@ -17,4 +18,6 @@ __all__ = [
     "LedgerContract",
     "LedgerFailureModes",
     "PowerCut",
+    "SinkContract",
+    "TakenRow",
 ]

@@ -1,0 +1,1 @@
+"""LDMS: driving the daemons of a site that samples with it."""

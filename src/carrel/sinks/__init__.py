@@ -1,0 +1,1 @@
+"""Where samples go beyond their files. One module for each sink; none knows of another."""
