@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from carrel import config
 from carrel.cli import api, output
 from carrel.cli.guest import JobId, Json, Timing, describe
+from carrel.cli.plot import plot
 from carrel.cli.report import lines
 from carrel.config import Config
 from carrel.core import report
@@ -25,6 +26,7 @@ from carrel.sampling import reading
 from carrel.slurm.client import SlurmClient
 
 app = App(name="job", help="Slurm's jobs and the guests that they run in.")
+app.command(plot)
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,7 +144,7 @@ def _describe(survey: Survey, files: list[str], *, node: str, view: View) -> Non
             kernel=os.uname().release,
             constants={name: value for name, (_, value) in survey.constants.items()},
             units=survey.units | {name: column.unit for name, (column, _) in survey.constants.items()},
-            counters=tuple(c.name for c in survey.varying if c.column.kind == "counter"),
+            counters=survey.counters,
             sources=survey.sources,
             cost_us=next((note.cost_us for note in reversed(survey.notes) if note.cost_us), {}),
             notes=tuple(msgspec.structs.replace(note, job=None, cost_us={}) for note in survey.notes[:NOTES_MAX]),
