@@ -113,8 +113,10 @@ class Bank(Section, frozen=True):
 
 
 class Metrics(Section, frozen=True):
-    """Read by ``carrel job report`` and by the sampler, which carreld does not run yet."""
+    """What carreld samples of the jobs of its node, with and without a guest; see ``docs/reference/metrics.md``."""
 
+    enabled: bool = True
+    """Sample all jobs."""
     root: str = "/var/lib/carrel/metrics"
     """The samples of a job go to ``<root>/<user>/<job>/``, on a disk that root can write; nodes may share it."""
     period_s: float = 1.0

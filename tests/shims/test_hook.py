@@ -115,6 +115,24 @@ def test_a_job_without_a_guest_starts_no_python(role: str) -> None:
     assert "python" not in done.stderr
 
 
+@pytest.mark.parametrize(("role", "hint"), [("prolog", "begin.4711"), ("epilog", "end.4711")])
+@pytest.mark.parametrize("line", ['dir = "{}/{{node}}"', "dir = '{}/{{node}}'  # ours", 'dir = "{}/c1"'])
+def test_a_job_without_a_guest_leaves_a_hint_for_the_sampler(tmp_path: Path, role: str, hint: str, line: str) -> None:
+    (tmp_path / "c1" / "hints").mkdir(parents=True)
+    other = '[metrics]\ndir = "/elsewhere"\n'
+    (tmp_path / "carrel.toml").write_text(f"{other}[node]\nsweep_period_s = 1.0\n{line.format(tmp_path)}\n{other}")
+    said, _ = hook(role, {**JOB, "CARREL_CONFIG": str(tmp_path / "carrel.toml")})
+    assert said == ""
+    assert [path.name for path in (tmp_path / "c1" / "hints").iterdir()] == [hint]
+
+
+def test_a_hint_that_cannot_be_left_drains_no_node(tmp_path: Path) -> None:
+    (tmp_path / "c1" / "hints" / "begin.4711").mkdir(parents=True)
+    (tmp_path / "carrel.toml").write_text(f'[node]\ndir = "{tmp_path}/{{node}}"\n')
+    said, _ = hook("prolog", {**JOB, "CARREL_CONFIG": str(tmp_path / "carrel.toml")})
+    assert "begin.4711" in said
+
+
 def test_words_of_waiting_are_not_the_answer() -> None:
     with carreld(wire.encode({"status": "wait", "text": "guest stops"}) + OK) as node:
         said, _ = hook("epilog", {**JOB, **GUEST, "CARREL_CONFIG": str(node.dir / "carrel.toml")})

@@ -28,7 +28,7 @@ class ANode:
         self.suspending: list[tuple[str, bool]] = []
         self.fails: Exception | None = None
         self.hangs = asyncio.Event()
-        self.scheduler = self.requests = self.inside = self.reporter = self
+        self.scheduler = self.requests = self.inside = self.reporter = self.metrics = self
 
     async def report(self) -> Any:
         return a_report(*self.guests)
@@ -49,6 +49,12 @@ class ANode:
         self.suspending.append((name, suspended))
         await self.hangs.wait()
         raise UnreachableError("qemu's monitor: no answer")
+
+    def suspicious(self) -> bool:
+        return False
+
+    def compare(self, jobs: list[Any]) -> None:
+        """No job is sampled."""
 
     async def jobs(self) -> list[Any]:
         return []

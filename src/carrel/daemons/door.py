@@ -104,6 +104,7 @@ class Door:
         job_id = requests.number(message, "job")
         self._node.facts.forget(job_id)
         self._node.requests.put(job_id, requests.guest_request(message))
+        self._node.metrics.begin(job_id, anew=True)
         return {"status": "ok"}
 
     async def _epilog(self, message: wire.Message) -> wire.Fields:
@@ -112,6 +113,7 @@ class Door:
         with contextlib.suppress(TimeoutError):  # the sweep goes on where this wait ends
             async with asyncio.timeout(self._node.config.guests.stop_timeout_s):
                 await self.end_job(job_id, "its job has ended")
+        self._node.metrics.end(job_id)
         return {"status": "ok"}
 
     async def end_job(self, job_id: int, why: str) -> None:

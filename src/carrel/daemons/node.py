@@ -24,6 +24,7 @@ from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.journal import Journal
 from carrel.daemons.measure import Measures
+from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
 from carrel.daemons.report import Reporter
@@ -67,6 +68,7 @@ class Node:
         self.journal = Journal(name, self.reporter.tell)
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
+        self.metrics = JobMetrics(self)
         self._started_s = time.time()
         self._faults: tuple[str, ...] = ()
         self._accelerator = ("", "")
@@ -138,7 +140,14 @@ class Node:
         consoles |= {
             g.name: console.tail(Path(g.console)) for g in guests if g.console and g.state in {"starting", "down"}
         }
-        return NodeReport(facts=facts, guests=tuple(counted), counters=counters, consoles=consoles, sent_s=time.time())
+        return NodeReport(
+            facts=facts,
+            guests=tuple(counted),
+            counters=counters,
+            consoles=consoles,
+            sampler=self.metrics.status(),
+            sent_s=time.time(),
+        )
 
     async def end(self, guest: Guest) -> None:
         """Destroy a guest, and keep the end of its console until the controller has been told: it says why."""
@@ -184,7 +193,7 @@ class Node:
         self.driver()
         self.adopt()
         sweep = Sweep(self)
-        works = [self.serve(), self.reporter.run(), sweep.run(), self.check()]
+        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.check()]
         tasks = [asyncio.ensure_future(work) for work in works]
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])

@@ -1,4 +1,4 @@
-"""Two small facts that carreld keeps on disk, since nobody else has them: what a job asked for, and who is inside.
+"""Small facts that carreld keeps on disk, as nobody else has them: what was asked for, who is inside, what is sampled.
 
 ``jobs/<job id>`` is also what ``spank_carrel.so`` looks for: where it exists, no task of the job runs bare, whatever
 the user did to the environment.
@@ -12,7 +12,9 @@ from pathlib import Path
 import msgspec
 
 from carrel.model.guest import GuestRequest
+from carrel.model.job import Job, JobKey
 from carrel.process import Pid, process_state
+from carrel.sampling.cgroup import JobGroups
 
 
 class JobRequests:
@@ -24,10 +26,7 @@ class JobRequests:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def put(self, job_id: int, request: GuestRequest) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=".")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(request))
-        Path(temporary).replace(self._directory / str(job_id))
+        _write(self._directory / str(job_id), request)
 
     def get(self, job_id: int) -> GuestRequest | None:
         try:
@@ -81,3 +80,50 @@ class Inside:
 
     def guests(self) -> list[str]:
         return [path.name for path in self._directory.iterdir()]
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """A run whose samples are not finished yet."""
+
+    job: Job
+    groups: JobGroups = JobGroups()
+    """Where it is counted; its processes may all be gone when the next carreld wants to know."""
+    interval_s: float | None = None
+    """Chosen for this run; None: the site's."""
+    ended: bool = False
+    """Only its tables are still to be made."""
+
+
+class SampledJobs:
+    """A file per run that is being sampled."""
+
+    def __init__(self, directory: Path) -> None:
+        """Keep them in ``directory``."""
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def put(self, sampled: Sampled) -> None:
+        """Keep it; a full disk costs no more than what the next carreld does not know."""
+        with contextlib.suppress(OSError):
+            _write(self._directory / str(sampled.job.key), sampled)
+
+    def remove(self, run: JobKey) -> None:
+        (self._directory / str(run)).unlink(missing_ok=True)
+
+    def all(self) -> list[Sampled]:
+        found = []
+        for path in self._directory.iterdir():
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=Sampled))
+        return found
+
+
+def _write(path: Path, value: object) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(value))
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -65,10 +65,11 @@ class Sweep:
 
     async def _ask_slurm(self, guests: tuple[Guest, ...]) -> None:
         marked = self._node.requests.all()
-        if not guests and not marked:
+        unsure = self._node.metrics.suspicious()
+        if not guests and not marked and not unsure:
             self._pause_s = LOOK_MIN_S
             return
-        suspicious = any(guest.tasks == 0 and guest.state != "starting" for guest in guests)
+        suspicious = unsure or any(guest.tasks == 0 and guest.state != "starting" for guest in guests)
         now_s = time.monotonic()
         if now_s - self._asked_s < (self._pause_s if suspicious else LOOK_MAX_S):
             return
@@ -77,6 +78,7 @@ class Sweep:
             jobs = await self._node.scheduler.jobs()
         except UnreachableError:
             return  # cannot tell: nothing is swept on that
+        self._node.metrics.compare(jobs)
         swept = await self._sweep(jobs)
         alive = {job.key.job_id for job in jobs if decide.living(job) or job.state in {"pending", "held"}}
         for job_id in set(marked) - alive:

@@ -3,6 +3,7 @@
 import msgspec
 
 from carrel.model.guest import Counters, Guest
+from carrel.model.sample import SamplerStatus
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,4 +44,6 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events since the last report that was taken."""
     consoles: dict[str, str] = {}
     """Last 16 KiB of the console of guests that went down or are starting, by guest name."""
+    sampler: SamplerStatus | None = None
+    """null: jobs are not sampled here."""
     sent_s: float = 0.0

@@ -165,12 +165,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 class SamplerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How the sampler of a node is doing."""
 
-    jobs: int
-    samples: int
-    cost_us: dict[str, float]
+    jobs: int = 0
+    samples: int = 0
+    cost_us: dict[str, float] = {}
     """CPU time of one reading, for each source."""
-    stretched: dict[str, int]
+    stretched: dict[str, int] = {}
     """Sources read only every so many samples, to stay within the budget."""
-    failures: dict[str, int]
+    failures: dict[str, int] = {}
     """What went wrong, and how often."""
     last_failure: str = ""
+    awake_s: float = 0.0
+    """When its thread last looked at the time; 0: never."""
+    fault: str = ""
+    """Why jobs are not sampled now as they should be; empty: they are."""

@@ -44,6 +44,10 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
         """Return the hierarchy in which the job's processes are best looked for; empty: none."""
         return next((self.v1[name] for name in ("freezer", "memory", "cpuacct") if name in self.v1), self.unified)
 
+    def joined(self, other: "JobGroups") -> "JobGroups":
+        """Return these and what only the other has: a process may have been put into some of its groups only."""
+        return JobGroups(unified=self.unified or other.unified, v1={**other.v1, **self.v1})
+
 
 def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     """Return the groups of the job that a process belongs to.

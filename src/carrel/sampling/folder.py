@@ -103,6 +103,21 @@ class JobFolder:
             os.close(top)
         raise CarrelError(f"{path / str(run)}: is of another run than {run}; was it renamed by its owner?")
 
+    @classmethod
+    def found(cls, root: Path, path: Path) -> Self:
+        """Return a directory that ``make`` made once, below ``root``; whose it is, the file system says.
+
+        Raises:
+            OSError: it is gone, or a link.
+        """
+        users = os.open(root / path.parent.name, _DIRECTORY)
+        try:
+            descriptor = os.open(path.name, _DIRECTORY, dir_fd=users)
+        finally:
+            os.close(users)
+        about = os.fstat(descriptor)
+        return cls(descriptor, path, uid=about.st_uid, gid=about.st_gid)
+
     def create(self, name: str) -> int:
         """Return a new or existing file of the user's, open to be read and appended to.
 

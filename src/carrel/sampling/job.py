@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from carrel.core import schedule
-from carrel.errors import CarrelError
+from carrel.errors import RefusedError
 from carrel.model.job import Job
 from carrel.model.sample import Note, View
 from carrel.sampling import cgroup
@@ -27,7 +27,8 @@ class SampledJob:
         """Open the segment, a new one or that of an earlier sampler of this node.
 
         Raises:
-            CarrelError: the samples of this run are finished, or something else is in their place.
+            RefusedError: the samples of this run are finished.
+            CarrelError: something else is in their place.
             OSError: the segment cannot be made.
         """
         self.job = job
@@ -35,7 +36,7 @@ class SampledJob:
         self.stem = stem(node, view)
         for end in FINISHED:
             if self._exists(self.stem + end):
-                raise CarrelError(f"{folder.path / (self.stem + end)}: job {job.key} has been sampled to its end")
+                raise RefusedError(f"{folder.path / (self.stem + end)}: job {job.key} has been sampled to its end")
         name = f"{self.stem}.seg"
         self.writer = SegmentWriter(folder.create(name), name=str(folder.path / name))
         self.interval_us = interval_us
@@ -69,11 +70,17 @@ class SampledJob:
             self.writer.note(Note(time_us=now_us, what="start", text=text, job=self.job))
 
     def attach(self, groups: cgroup.JobGroups, *, pid: int, process_period_s: float) -> None:
-        """Count from now on what is counted in these groups; without any, a process and its descendants."""
-        self._detach()
-        self.groups = groups
+        """Count from now on also what is counted in these groups; without any, a process and its descendants."""
+        groups = groups.joined(self.groups)
+        if self.processes is not None and groups == self.groups:
+            if not groups.any:
+                self.processes.add_root(pid)
+            return
+        if self.group is not None:
+            self.group.close()  # its counters are in the new one too
         if self.processes is not None:
             self.processes.close()
+        self.groups = groups
         self.processes = ProcessSource(groups.processes, root_pid=pid, period_s=process_period_s)
         self._processes_us = 0
         if groups.any:

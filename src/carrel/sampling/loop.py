@@ -76,6 +76,7 @@ class Sampler:
         self._failures: Counter[str] = Counter()
         self._last_failure = ""
         self._samples = 0
+        self._awake_us = 0
         self._offset_us = _offset_us()
         self._syncer = Syncer(period_s=settings.sync_period_s, failed=self._failed)
 
@@ -90,15 +91,23 @@ class Sampler:
             interval_s: Time between two samples; by default the site's.
 
         The answer fails with:
-            CarrelError: its directory is not the user's own, or the run has been sampled to its end.
-            RefusedError: the interval is out of bounds.
+            RefusedError: the run has been sampled to its end, or the interval is out of bounds.
+            CarrelError: its directory is not the user's own.
             OSError: the directory or the segment cannot be made.
         """
         return self._ask(lambda: self._add(job, pid, interval_s))
 
-    def attach(self, run: JobKey, pid: int) -> "Future[None]":
-        """Count what the groups of this process count. Until then, only the node is sampled."""
-        return self._ask(lambda: self._attach(self._job(run), pid))
+    def attach(self, run: JobKey, pid: int) -> "Future[cgroup.JobGroups]":
+        """Count what the groups of this process count; the answer is all groups that are counted for the job now.
+
+        Until then, only the node is sampled. Where there are no groups, the process and its descendants are counted,
+        beside those of other calls.
+        """
+        return self._ask(lambda: self._attach(self._job(run), cgroup.of_process(pid), pid))
+
+    def adopt(self, run: JobKey, groups: cgroup.JobGroups) -> "Future[cgroup.JobGroups]":
+        """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
+        return self._ask(lambda: self._attach(self._job(run), groups, 0))
 
     def describe(self, job: Job) -> "Future[None]":
         """Keep what is better known of a job now: its name, account and limits."""
@@ -136,6 +145,7 @@ class Sampler:
             stretched=dict(self._stretched),
             failures=dict(self._failures),
             last_failure=self._last_failure,
+            awake_s=self._awake_us / 1e6,
         )
 
     def stop(self) -> None:
@@ -152,6 +162,7 @@ class Sampler:
         syncer.start()
         try:
             while True:
+                self._awake_us = _now_us()
                 for command in self._awaited():
                     command()
                 if self._stopping:
@@ -201,7 +212,7 @@ class Sampler:
     def _add(self, job: Job, pid: int, interval_s: float | None) -> Path:
         if job.key in self._jobs:
             if pid:
-                self._attach(self._jobs[job.key], pid)
+                self._attach(self._jobs[job.key], cgroup.of_process(pid), pid)
             return self._jobs[job.key].folder.path
         interval_us = self._interval_us(interval_s or self._settings.period_s)
         user, gid = _owner(job)
@@ -217,14 +228,13 @@ class Sampler:
         self._syncer.watch(made.writer)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
-                self._attach(made, pid)
+                self._attach(made, cgroup.of_process(pid), pid)
         self._sample([made], forced=True)
         return folder.path
 
-    def _attach(self, job: SampledJob, pid: int) -> None:
-        groups = cgroup.of_process(pid)
-        if job.processes is None or groups != job.groups:
-            job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+    def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
+        job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+        return job.groups
 
     def _interval_us(self, seconds: float) -> int:
         low, high = self._settings.period_min_s, self._settings.period_max_s
@@ -342,11 +352,11 @@ def _offset_us() -> int:
 
 def _owner(job: Job) -> tuple[str, int]:
     """Return the user's name and group, from the password database where Slurm did not say them."""
+    if job.user and job.uid >= 0 and job.gid >= 0:
+        return job.user, job.gid  # the database may be far away, and all jobs wait for this thread
     try:
         entry = pwd.getpwuid(job.uid)
     except (KeyError, OverflowError) as error:
-        if job.user and job.uid >= 0 and job.gid >= 0:
-            return job.user, job.gid
         raise CarrelError(f"job {job.key}: there is no uid {job.uid} on this node to own its samples") from error
     return job.user or entry.pw_name, job.gid if job.gid >= 0 else entry.pw_gid
 

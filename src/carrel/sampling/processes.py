@@ -6,6 +6,7 @@ dead used as long as their parents live; what an orphan had is carried from its 
 Version 1 control groups charge buffered writes to nobody: there, these sums are the only account of a job's I/O.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ DENSE_S = 10.0
 """So long after its start a job's processes are read at each sample: a short job has no other time."""
 
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+_MANAGER = b"slurmstepd\n"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROCESS = (
     Column("pid", "count"),
@@ -129,22 +131,29 @@ class ProcessSource:
         Args:
             where: The job's control group; empty: there is none.
             period_s: See ``Source``.
-            root_pid: Without a group, this process and its descendants are the job's.
+            root_pid: Without a group, this process and its descendants are the job's; ``add_root`` adds more.
             proc: Where processes are.
         """
         self.name = "processes"
         self.period_s = period_s
         self._where = where
-        self._root = root_pid
+        self._roots: dict[int, bytes] = {}
+        """When each of them began: its number may be another's some day."""
         self._proc = proc
         self._known: dict[int, _Process] = {}
         self._last: dict[int, _Seen] = {}
         self._carried = [0] * _SUMMED
         self._most = [0] * _SUMMED
         self._layout = Layout(Schema(set="processes", columns=_SUM, source="/proc/PID/stat /proc/PID/io"))
+        self.add_root(root_pid)
+
+    def add_root(self, pid: int) -> None:
+        """Without a group: this process and its descendants are the job's too."""
+        if pid and (began := _began(pid, self._proc)):
+            self._roots[pid] = began
 
     def read(self) -> list[Block]:
-        pids = group_pids(self._where) if self._where else descendants(self._root, self._proc)
+        pids = group_pids(self._where) if self._where else self._below_roots()
         if not pids and not self._known:
             return []  # nothing has started yet, or all has ended: absent, not 0
         seen = self._look(pids)
@@ -160,6 +169,10 @@ class ProcessSource:
         resident = sum(one.resident for one in seen.values())
         whole = self._layout.block((len(pids), len(seen), threads, resident, *self._most))
         return [whole, *(one.block for one in seen.values())]
+
+    def _below_roots(self) -> list[int]:
+        self._roots = {pid: began for pid, began in self._roots.items() if _began(pid, self._proc) == began}
+        return sorted({pid for root in self._roots for pid in descendants(root, self._proc)})
 
     def _look(self, pids: Iterable[int]) -> dict[int, _Seen]:
         seen: dict[int, _Seen] = {}
@@ -182,6 +195,14 @@ class ProcessSource:
         self._known = {}
 
 
+def _began(pid: int, proc: Path) -> bytes:
+    """Return when a process began, in ticks since boot; empty: there is none."""
+    try:
+        return (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19]
+    except (OSError, IndexError):
+        return b""
+
+
 def group_pids(where: str) -> list[int]:
     """Return the processes in a control group and below it; none where it is gone."""
     found: list[int] = []
@@ -202,7 +223,7 @@ def group_pids(where: str) -> list[int]:
 
 
 def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return a process and all that descend from it; Slurm's own manager of a step is not the job's."""
     found, look = [], [pid]
     while look:
         one = look.pop()
@@ -211,6 +232,7 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
                 look += map(int, children.read_text().split())
         except OSError:
             continue
-        if (proc / str(one)).exists():
-            found.append(one)
+        with contextlib.suppress(OSError):
+            if (proc / str(one) / "comm").read_bytes() != _MANAGER:
+                found.append(one)
     return found

@@ -1,0 +1,101 @@
+"""What is left to do when the samples of a job are all there: tables, by one process after the other; and old ones go.
+
+One at a time and at the lowest priority: the node's CPUs are the next job's.
+"""
+
+import asyncio
+import contextlib
+import random
+import subprocess  # awaited here; see carrel.sampling.compact
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from carrel.config import Metrics
+from carrel.errors import CarrelError
+from carrel.model.sample import View
+from carrel.sampling import compact, prune
+from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.job import segments
+
+TABLES_TIMEOUT_S = 3600.0
+RETRY_S = 600.0
+PRUNE_PERIOD_S = 86400.0
+"""Nodes may share the root: each looks at all of it once a day, at a moment of its own."""
+
+
+class Work(NamedTuple):
+    """The samples of one run, of this node and one view."""
+
+    open: Callable[[], JobFolder]
+    view: View
+    done: Callable[[], None]
+
+
+class Finisher:
+    """Makes tables of what it is given, and removes old samples."""
+
+    def __init__(self, settings: Metrics, node: str, *, failed: Callable[[str, Exception], None]) -> None:
+        """Wait for work; ``failed`` is told of what went wrong."""
+        self._settings = settings
+        self._node = node
+        self._failed = failed
+        self._work: asyncio.Queue[Work] = asyncio.Queue()
+
+    def put(self, work: Work) -> None:
+        """Do it soon, and again until it is done: a disk may be full for an hour."""
+        self._work.put_nowait(work)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        pruning = asyncio.ensure_future(self._prune())
+        try:
+            while True:
+                work = await self._work.get()
+                try:
+                    await self._finish(work)
+                except FileNotFoundError:
+                    work.done()  # its owner has removed it
+                except (OSError, CarrelError) as error:
+                    self._failed("tables", error)
+                    asyncio.get_running_loop().call_later(RETRY_S, self.put, work)
+                else:
+                    work.done()
+        finally:
+            pruning.cancel()
+
+    async def _finish(self, work: Work) -> None:
+        folder = await asyncio.to_thread(work.open)
+        try:
+            child = await asyncio.to_thread(compact.spawn, folder, stem(self._node, work.view), self._settings.formats)
+            try:
+                _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                raise CarrelError(f"{folder.path}: no tables after {TABLES_TIMEOUT_S:g} s; is its disk slow?") from None
+            if child.returncode:
+                last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
+                raise CarrelError(f"{folder.path}: {last[0]}")
+        finally:
+            folder.close()
+
+    async def leftovers(self, known: Callable[[Path], bool]) -> None:
+        """Finish what this node has begun and nobody remembers: it lost its power, or its directory."""
+        views: tuple[View, ...] = get_args(View)
+        ours = {f"{stem(self._node, view)}.seg": view for view in views}
+        root = Path(self._settings.root)
+        for path in await asyncio.to_thread(segments, root):
+            view = ours.get(path.name)
+            if view and not known(path.parent):
+                self.put(Work(partial(JobFolder.found, root, path.parent), view, _nothing))
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_PERIOD_S * random.random())  # noqa: S311  # so that nodes do not meet
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(prune.prune, self._settings)
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

@@ -1,0 +1,415 @@
+"""Every job of this node is sampled, from its first second to its last, whether anybody announced it or not.
+
+A hook leaves a hint and goes on; slurmd's step sockets and the sweep tell the same later. Nothing here is ever waited
+for by a job: what fails is counted, told and tried again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from carrel.core.guests import living
+from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.records import Sampled, SampledJobs
+from carrel.daemons.watch import DirectoryWatch
+from carrel.errors import CarrelError, RefusedError
+from carrel.model.job import Job, JobKey
+from carrel.model.sample import SamplerStatus
+from carrel.process import Pid
+from carrel.sampling import cgroup
+from carrel.sampling.folder import JobFolder, component
+from carrel.sampling.loop import Sampler
+from carrel.slurm.steps import Step, Steps, task_of
+
+if TYPE_CHECKING:
+    from carrel.daemons.node import Node
+
+HINT_BEGIN, HINT_END = "begin", "end"
+"""``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
+FACTS_TIMEOUT_S = 60.0
+SAMPLER_TIMEOUT_S = 30.0
+ATTACH_TIMEOUT_S = 10.0
+ATTACH_POLL_S = 0.02
+RETRY_S = 30.0
+GRACE_S = 30.0
+"""What began so lately may have begun after Slurm was looked at."""
+STUCK_S = 120.0
+
+_LOG = logging.getLogger("carreld")
+_T = TypeVar("_T")
+
+
+class JobMetrics:
+    """The sampling of one node's jobs."""
+
+    def __init__(self, node: "Node") -> None:
+        """Take up what an earlier carreld left; ``run`` does the work."""
+        self._node = node
+        self._settings = node.config.metrics
+        self._records = SampledJobs(node.directory / "sampled")
+        self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
+        self._hints = node.directory / "hints"
+        self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
+        self._finisher = Finisher(self._settings, node.name, failed=self._failed)
+        self._sampler: Sampler | None = None
+        self._thread: threading.Thread | None = None
+        self._restart_at_s = 0.0
+        self._failures: Counter[str] = Counter()
+        self._last_failure = ""
+        self._fault = ""
+        self._due = asyncio.Event()
+        self._beginning: dict[int, asyncio.Task[None]] = {}
+        self._ending: dict[JobKey, asyncio.Task[None]] = {}
+        self._since_s: dict[JobKey, float] = {}
+        self._alive: set[JobKey] = set()
+        """Known to run by this process: they are sampled. Others wait for Slurm's word."""
+        self._retry_at_s: dict[JobKey, float] = {}
+        self._attaching: dict[Pid, asyncio.Task[None]] = {}
+        self._attached: set[Pid] = set()
+        self._living: frozenset[int] = frozenset()
+        """Job ids with a step on this node, as last seen."""
+
+    # -- what others tell
+
+    def begin(self, job_id: int, *, anew: bool = False) -> None:
+        """A job is on this node: sample it. A second call changes nothing. Returns at once.
+
+        Args:
+            job_id: Slurm's.
+            anew: A hook says that it begins now: it may be another run of an id that is known already.
+        """
+        if not self._settings.enabled or job_id in self._beginning:
+            return
+        if not anew and any(run.job_id == job_id and not job.ended for run, job in self._jobs.items()):
+            return
+        if anew:
+            self._node.facts.forget(job_id)
+        self._beginning[job_id] = task = asyncio.ensure_future(self._begin(job_id, told=anew))
+        task.add_done_callback(lambda _: self._beginning.pop(job_id, None))
+
+    def end(self, job_id: int) -> None:
+        """A job has ended on this node: take its last sample. A second call changes nothing. Returns at once."""
+        beginning = self._beginning.get(job_id)
+        if beginning is None:
+            self._end_all([run for run in self._jobs if run.job_id == job_id])
+        else:
+            beginning.add_done_callback(lambda _: self.end(job_id))
+
+    def suspicious(self) -> bool:
+        """Say whether Slurm should be asked: a job has no step here, so it may be over."""
+        return any(run.job_id not in self._living for run, job in self._jobs.items() if not job.ended)
+
+    def compare(self, jobs: Sequence[Job]) -> None:
+        """Take Slurm's word on which jobs live here."""
+        alive = {job.key: job for job in jobs if living(job)}
+        waiting = {job.key.job_id for job in jobs if job.slurm_state == "COMPLETING"} & self._living
+        known_s = time.monotonic() - GRACE_S
+        for run in list(self._jobs):
+            if run in alive:
+                self._alive.add(run)
+            elif run.job_id not in waiting and self._since_s.get(run, 0.0) < known_s:
+                self._end_all([run])
+        for run in alive.keys() - self._jobs.keys():
+            self._node.facts.forget(run.job_id)
+            self.begin(run.job_id)
+        self._due.set()
+
+    def status(self) -> SamplerStatus | None:
+        """Return how sampling goes; None: it is off."""
+        if not self._settings.enabled:
+            return None
+        own = self._sampler.status() if self._sampler else SamplerStatus()
+        failures = Counter(own.failures)
+        failures.update(self._failures)
+        fault = self._fault
+        if self._sampler and own.awake_s and time.time() - own.awake_s > STUCK_S:
+            fault = f"the sampler hangs since {time.time() - own.awake_s:.0f} s; does {self._settings.root} answer?"
+        return msgspec.structs.replace(
+            own,
+            failures=dict(failures),
+            last_failure=self._last_failure if self._failures else own.last_failure,
+            fault=fault,
+        )
+
+    # -- the work
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        self._prepare()
+        watch = self._watch()
+        finishing = asyncio.ensure_future(self._finisher.run())
+        leftovers = asyncio.ensure_future(self._recover())
+        try:
+            while True:
+                if watch:
+                    watch.add(self._hints)
+                    watch.add(self._steps.spool)
+                try:
+                    self._look()
+                except Exception as error:  # noqa: BLE001  # one odd job must not end the look at all others
+                    _LOG.exception("a look at the jobs to sample failed")
+                    self._failed("look", error)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._node.config.node.sweep_period_s):
+                        await self._due.wait()
+                self._due.clear()
+        finally:
+            for task in (finishing, leftovers, *self._beginning.values(), *self._attaching.values()):
+                task.cancel()
+            if watch:
+                watch.close()
+            if self._sampler and self._thread:
+                self._sampler.stop()
+                await asyncio.to_thread(self._thread.join, SAMPLER_TIMEOUT_S)
+
+    def _prepare(self) -> None:
+        try:
+            if self._settings.enabled:
+                self._hints.mkdir(mode=0o700, exist_ok=True)
+            else:
+                shutil.rmtree(self._hints, ignore_errors=True)  # or hooks would leave hints that nobody reads
+        except OSError as error:
+            self._failed("hints", error)
+
+    def _watch(self) -> DirectoryWatch | None:
+        try:
+            return DirectoryWatch(self._due.set)
+        except CarrelError as error:
+            self._failed("watch", error)
+            return None
+
+    async def _recover(self) -> None:
+        """Finish what earlier carrelds of this node left, also one that lost its power."""
+        for sampled in list(self._jobs.values()):
+            if sampled.ended:
+                self._finish(sampled.job)
+            elif not self._settings.enabled:
+                self._end_all([sampled.job.key])
+        mine = {(component(job.job.user), job.job.key.job_id) for job in self._jobs.values()}
+        try:
+            await self._finisher.leftovers(
+                lambda folder: any(
+                    folder.parent.name == user and folder.name.partition(".")[0] == str(job_id) for user, job_id in mine
+                )
+            )
+        except OSError as error:
+            self._failed("leftovers", error)
+
+    def _look(self) -> None:
+        """Look once; whatever takes time goes on by itself."""
+        self._mind_the_thread()
+        self._read_hints()
+        try:
+            steps = self._steps.living()
+        except OSError as error:
+            self._fault = f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+            return
+        self._fault = ""
+        self._living = frozenset(step.job_id for step in steps)
+        self._attached &= {step.manager for step in steps}
+        for step in steps:
+            self.begin(step.job_id)
+            if step.manager not in self._attached and step.manager not in self._attaching:
+                self._attaching[step.manager] = task = asyncio.ensure_future(self._attach(step))
+                task.add_done_callback(partial(_forget, self._attaching, step.manager))
+        self._resume()
+
+    def _resume(self) -> None:
+        """Sample what should be and is not: a carreld or a sampler died, or the disk was full when the job began."""
+        sampler = self._sampler
+        if sampler is None:
+            return
+        runs = set(sampler.runs())
+        self._alive |= {run for run in self._jobs if run.job_id in self._living and self._only(run)}
+        for run in self._alive - runs - self._ending.keys():
+            sampled = self._jobs.get(run)
+            if sampled and not sampled.ended and time.monotonic() >= self._retry_at_s.get(run, 0.0):
+                self._retry_at_s[run] = time.monotonic() + RETRY_S
+                asyncio.ensure_future(self._add(sampled))  # noqa: RUF006  # it ends by itself, within a bound
+
+    def _only(self, run: JobKey) -> bool:
+        """Say whether no other run of this job id is known: a step does not say whose it is."""
+        return sum(other.job_id == run.job_id for other in self._jobs) == 1
+
+    def _mind_the_thread(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if time.monotonic() < self._restart_at_s:
+            return
+        self._restart_at_s = time.monotonic() + RETRY_S
+        self._sampler = sampler = Sampler(self._settings, self._node.name)
+        self._attached.clear()
+        self._retry_at_s.clear()
+        self._thread = threading.Thread(target=self._sample, args=(sampler,), name="carrel-sampler", daemon=True)
+        self._thread.start()
+
+    def _sample(self, sampler: Sampler) -> None:
+        """Run in the sampler's thread."""
+        try:
+            sampler.run()
+        except Exception as error:  # noqa: BLE001  # the next one starts in RETRY_S, and people are told
+            _LOG.exception("the sampler has ended")
+            self._failed("sampler", error)
+
+    def _read_hints(self) -> None:
+        latest: dict[int, tuple[float, str]] = {}
+        try:
+            found = list(self._hints.iterdir())
+        except OSError:
+            return
+        for path in found:
+            kind, _, job_id = path.name.partition(".")
+            try:
+                left_s = path.stat().st_mtime
+                path.unlink()
+            except OSError:
+                continue
+            if job_id.isascii() and job_id.isdigit():
+                latest[int(job_id)] = max(latest.get(int(job_id), (0.0, "")), (left_s, kind))
+        for number, (_, kind) in sorted(latest.items()):
+            if kind == HINT_BEGIN:
+                self.begin(number, anew=True)
+            elif kind == HINT_END:
+                self.end(number)
+
+    async def _begin(self, job_id: int, *, told: bool) -> None:
+        try:
+            job = await self._node.facts.job(job_id, timeout_s=FACTS_TIMEOUT_S)
+        except RefusedError:
+            return  # it is gone already
+        except CarrelError as error:
+            self._failed("facts", error)
+            return
+        self._end_all([run for run in self._jobs if run.job_id == job_id and run != job.key])
+        completing = job.slurm_state == "COMPLETING" and (told or job_id in self._living)
+        if not living(job) and not completing:
+            return
+        if job.key not in self._jobs:
+            self._since_s[job.key] = time.monotonic()
+            self._jobs[job.key] = Sampled(job=job)
+            self._records.put(self._jobs[job.key])
+        self._alive.add(job.key)
+        if not self._jobs[job.key].ended:
+            self._retry_at_s[job.key] = time.monotonic() + RETRY_S
+            await self._add(self._jobs[job.key])
+
+    async def _add(self, sampled: Sampled) -> bool:
+        """Have a job sampled; tell whether it is."""
+        sampler, run = self._sampler, sampled.job.key
+        if sampler is None or run in sampler.runs():
+            return sampler is not None
+        try:
+            await _answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
+            if sampled.groups.any:
+                await _answer(sampler.adopt(run, sampled.groups))
+        except RefusedError:
+            self._ended(run)  # an earlier carreld died between its tables and forgetting it
+            return False
+        except (OSError, CarrelError, TimeoutError) as error:
+            self._failed("begin", error)
+            return False
+        return True
+
+    async def _attach(self, step: Step) -> None:
+        """Count what a step counts, once its first task is in its groups."""
+        deadline_s = time.monotonic() + ATTACH_TIMEOUT_S
+        while step.manager.alive and time.monotonic() < deadline_s:
+            if (pid := task_of(step.manager)) and (beginning := self._beginning.get(step.job_id)):
+                await asyncio.wait([beginning])
+            if pid and await self._attach_to(step, pid):
+                self._attached.add(step.manager)
+                return
+            await asyncio.sleep(ATTACH_POLL_S)
+
+    async def _attach_to(self, step: Step, pid: int) -> bool:
+        sampler = self._sampler
+        runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
+        if sampler is None or not runs:
+            return False
+        run = max(runs)
+        try:
+            # Without groups, the step is what its manager has started.
+            whose = pid if cgroup.of_process(pid).any else step.manager.number
+            groups = await _answer(sampler.attach(run, whose))
+        except (OSError, CarrelError, TimeoutError):
+            return False
+        sampled = self._jobs.get(run)
+        if sampled and groups != sampled.groups:
+            self._jobs[run] = msgspec.structs.replace(sampled, groups=groups)
+            self._records.put(self._jobs[run])
+        return True
+
+    def _end_all(self, runs: Sequence[JobKey]) -> None:
+        for run in runs:
+            if run in self._jobs and run not in self._ending and not self._jobs[run].ended:
+                self._ending[run] = task = asyncio.ensure_future(self._end(run))
+                task.add_done_callback(partial(_forget, self._ending, run))
+
+    async def _end(self, run: JobKey) -> None:
+        """Take the last sample, and have the rest done when there is time."""
+        sampler, sampled = self._sampler, self._jobs[run]
+        try:
+            # What was never sampled, or not since another carreld died: its groups still hold all that it used.
+            if sampler and await self._add(sampled):
+                (await _answer(sampler.remove(run))).close()
+        except (OSError, CarrelError, TimeoutError) as error:
+            self._failed("end", error)
+        await asyncio.to_thread(cgroup.release, self._jobs[run].groups)
+        self._ended(run)
+
+    def _ended(self, run: JobKey) -> None:
+        sampled = self._jobs[run]
+        if not sampled.ended:
+            self._jobs[run] = msgspec.structs.replace(sampled, ended=True)
+            self._records.put(self._jobs[run])
+            self._finish(sampled.job)
+
+    def _finish(self, job: Job) -> None:
+        root = Path(self._settings.root)
+
+        def opened() -> JobFolder:
+            return JobFolder.make(root, job.key, user=job.user, uid=job.uid, gid=job.gid)
+
+        def done() -> None:
+            self._jobs.pop(job.key, None)
+            self._alive.discard(job.key)
+            self._retry_at_s.pop(job.key, None)
+            self._since_s.pop(job.key, None)
+            self._records.remove(job.key)
+
+        self._finisher.put(Work(opened, "host", done))
+
+    def _possible(self, interval_s: float | None) -> float | None:
+        """Return the interval that was chosen, as far as the site still allows it."""
+        low, high = self._settings.period_min_s, self._settings.period_max_s
+        return None if interval_s is None else min(max(interval_s, low), high)
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        self._failures[what] += 1
+        self._last_failure = f"{what}: {error}"
+
+
+def _forget(tasks: dict[_T, "asyncio.Task[None]"], key: _T, _: "asyncio.Task[None]") -> None:
+    tasks.pop(key, None)
+
+
+async def _answer(future: "Future[_T]") -> _T:
+    """Return what the sampler answers.
+
+    Raises:
+        TimeoutError: it did not in time; it may still do what it was asked for.
+    """
+    async with asyncio.timeout(SAMPLER_TIMEOUT_S):
+        # The sampler's own future is never cancelled: it could not be answered then.
+        return await asyncio.shield(asyncio.wrap_future(future))
