@@ -139,6 +139,10 @@ class Metrics(Section, frozen=True):
     """Samples of jobs that ended longer ago are removed; 0: never."""
     user_bytes_max: int = 10 * 2**30
     """A user's oldest jobs are removed beyond this; 0: never."""
+    readers: str = ""
+    """Unix group that may read the samples of all users; empty: each user's own group may read theirs."""
+    operators: str = ""
+    """Unix group that may change how often any job is sampled, as its owner and root may."""
 
 
 class Config(Section, frozen=True):

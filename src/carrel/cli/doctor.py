@@ -18,6 +18,7 @@ from carrel.errors import CarrelError
 from carrel.images.kernel import kernels
 from carrel.images.store import Store
 from carrel.model.report import NodeReport
+from carrel.model.sample import SamplerStatus
 from carrel.slurm import version
 from carrel.slurm.client import SlurmClient
 
@@ -83,6 +84,25 @@ def _carreld(settings: Config, node: str) -> Iterator[Check]:
         yield _ok(
             f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
         )
+    yield from _sampler(settings, node, report.sampler)
+
+
+def _sampler(settings: Config, node: str, status: SamplerStatus | None) -> Iterator[Check]:
+    root = settings.metrics.root
+    if status is None:
+        yield _ok(f"node {node}: jobs are not sampled (metrics.enabled = false)")
+        return
+    if status.fault:
+        yield _problem(f"node {node}: {output.printable(status.fault)}", "repair it: no job waits for that")
+    if status.failures:
+        counts = ", ".join(f"{what} {count} times" for what, count in sorted(status.failures.items()))
+        last = output.printable(status.last_failure)
+        yield _problem(
+            f"node {node}: sampling failed since carreld began ({counts}); last: {last}",
+            f"is there room below {root}, and may root write there? what failed is tried again by itself",
+        )
+    if not status.fault and not status.failures:
+        yield _ok(f"node {node}: samples {status.jobs} jobs, into {root}")
 
 
 def _qemu() -> Iterator[Check]:

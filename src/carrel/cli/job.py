@@ -125,6 +125,22 @@ def report_(job: JobId, /, *, json: Json = False) -> None:
 
 
 @app.command
+def sample(
+    job: JobId,
+    /,
+    *,
+    every: Annotated[float, Parameter(help="Seconds between two samples, from now on.")],
+) -> None:
+    """Change how often a running job is sampled, on the nodes of this machine."""
+    settings = config.load()
+    nodes = api.local_nodes(settings)
+    done = [node for node in nodes if api.ask_node(settings, node, "sample", job=str(job), every_s=str(every))]
+    if not done:
+        raise NotFoundError(f"job {job} is not being sampled on this machine; run this on a node of the job")
+    print(f"job {job} is sampled every {every:g} s on {', '.join(done)}")
+
+
+@app.command
 def enter(
     job: JobId,
     /,

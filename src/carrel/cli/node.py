@@ -1,5 +1,6 @@
 """``carrel node``: nodes, and why one cannot run guests."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -9,6 +10,7 @@ from carrel.cli import api, output
 from carrel.cli.guest import Json
 from carrel.daemons import views
 from carrel.errors import NotFoundError
+from carrel.model.sample import SamplerStatus
 
 Node = Annotated[str, Parameter(show_default=False, help="The node's name in Slurm.")]
 
@@ -46,6 +48,7 @@ def show(node: Node, /, *, json: Json = False) -> None:
             ("carreld", f"{one.version}, since {output.clock(one.started)}"),
             ("last report", f"{output.clock(one.heard)}, {output.ago(one.heard)} ago"),
             *(("fault", fault) for fault in one.faults),
+            *_sampling(one.sampler),
         ]
     )
     guests = [guest for guest in api.guests(settings) if guest.node == node] if one.guests else []
@@ -70,6 +73,19 @@ def check(node: Node = "", /, *, json: Json = False) -> int:
             if one.next:
                 print(f"{'':<8} next: {one.next}")
     return 0 if all(one.ok for one in found) else 1
+
+
+def _sampling(sampler: SamplerStatus | None) -> Iterator[tuple[str, str]]:
+    if sampler is None:
+        yield "sampling", "off (metrics.enabled)"
+        return
+    cost_us = sum(sampler.cost_us.values())
+    yield "sampling", f"{sampler.jobs} jobs, {cost_us:.0f} us of CPU time a sample" if sampler.jobs else "no job now"
+    if sampler.fault:
+        yield "sampling fault", output.printable(sampler.fault)
+    if sampler.failures:
+        yield "failed", ", ".join(f"{what} {count}x" for what, count in sorted(sampler.failures.items()))
+        yield "last failure", output.printable(sampler.last_failure)
 
 
 def _find(found: list[views.NodeView], name: str) -> views.NodeView:

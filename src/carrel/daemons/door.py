@@ -92,6 +92,10 @@ class Door:
                 await tell_json(connection, _visible((await self._node.report()).guests, uid))
             case "show" | "map":
                 await tell_json(connection, await self._named(message, uid))
+            case "sample":
+                every_s = requests.period_s(message)
+                job_id = requests.number(message, "job")
+                await tell_json(connection, await self._node.metrics.sample_every(job_id, every_s, uid=uid))
             case "destroy":
                 await self._destroy(message, uid)
                 await tell(connection, {"status": "ok"})

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from carrel.core.guests import living
+from carrel.daemons import people
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.watch import DirectoryWatch
-from carrel.errors import CarrelError, RefusedError
+from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus
 from carrel.process import Pid
@@ -42,6 +43,7 @@ SAMPLER_TIMEOUT_S = 30.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
+FRESH_S = 10.0
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 STUCK_S = 120.0
@@ -105,6 +107,29 @@ class JobMetrics:
             self._end_all([run for run in self._jobs if run.job_id == job_id])
         else:
             beginning.add_done_callback(lambda _: self.end(job_id))
+
+    async def sample_every(self, job_id: int, seconds: float, *, uid: int) -> bool:
+        """Change how often a running job is sampled on this node, for ``uid`` who asks for it; False: it is not here.
+
+        Raises:
+            RefusedError: it is somebody else's, or the interval is out of bounds.
+            UnreachableError: the sampler does not answer.
+        """
+        runs = [run for run, job in self._jobs.items() if run.job_id == job_id and not job.ended]
+        if not runs or self._sampler is None:
+            return False
+        run = max(runs)
+        sampled = self._jobs[run]
+        if uid not in (0, sampled.job.uid) and not await people.in_group(uid, self._settings.operators):
+            raise RefusedError(f"job {job_id} belongs to {sampled.job.user}, not to uid {uid}")
+        try:
+            await _answer(self._sampler.interval(run, seconds))
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"the sampler of {self._node.name} does not answer; see: carrel node check"
+            ) from error
+        self._remember(run, interval_s=seconds)
+        return True
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
@@ -263,7 +288,7 @@ class JobMetrics:
             self._failed("sampler", error)
 
     def _read_hints(self) -> None:
-        latest: dict[int, tuple[float, str]] = {}
+        left: dict[int, list[tuple[float, str]]] = {}
         try:
             found = list(self._hints.iterdir())
         except OSError:
@@ -276,11 +301,13 @@ class JobMetrics:
             except OSError:
                 continue
             if job_id.isascii() and job_id.isdigit():
-                latest[int(job_id)] = max(latest.get(int(job_id), (0.0, "")), (left_s, kind))
-        for number, (_, kind) in sorted(latest.items()):
-            if kind == HINT_BEGIN:
+                left.setdefault(int(job_id), []).append((left_s, kind))
+        for number, hints in sorted(left.items()):
+            last_s, last = max(hints)
+            # Of what began and ended while no carreld lived, nothing can be seen any more.
+            if last == HINT_BEGIN or (len(hints) > 1 and time.time() - last_s < FRESH_S):
                 self.begin(number, anew=True)
-            elif kind == HINT_END:
+            if last == HINT_END:
                 self.end(number)
 
     async def _begin(self, job_id: int, *, told: bool) -> None:
@@ -303,6 +330,23 @@ class JobMetrics:
         if not self._jobs[job.key].ended:
             self._retry_at_s[job.key] = time.monotonic() + RETRY_S
             await self._add(self._jobs[job.key])
+            await self._describe(job)
+
+    async def _describe(self, job: Job) -> None:
+        """Add what nothing is decided on: its name and account."""
+        try:
+            (known,) = await self._node.scheduler.described([job])
+            if self._sampler and known != job and job.key in self._sampler.runs():
+                self._remember(job.key, job=known)
+                await _answer(self._sampler.describe(known))
+        except (CarrelError, TimeoutError) as error:
+            self._failed("describe", error)
+
+    def _remember(self, run: JobKey, **changes: object) -> None:
+        sampled = self._jobs.get(run)
+        if sampled and (known := msgspec.structs.replace(sampled, **changes)) != sampled:
+            self._jobs[run] = known
+            self._records.put(known)
 
     async def _add(self, sampled: Sampled) -> bool:
         """Have a job sampled; tell whether it is."""
@@ -344,10 +388,7 @@ class JobMetrics:
             groups = await _answer(sampler.attach(run, whose))
         except (OSError, CarrelError, TimeoutError):
             return False
-        sampled = self._jobs.get(run)
-        if sampled and groups != sampled.groups:
-            self._jobs[run] = msgspec.structs.replace(sampled, groups=groups)
-            self._records.put(self._jobs[run])
+        self._remember(run, groups=groups)
         return True
 
     def _end_all(self, runs: Sequence[JobKey]) -> None:
@@ -371,8 +412,7 @@ class JobMetrics:
     def _ended(self, run: JobKey) -> None:
         sampled = self._jobs[run]
         if not sampled.ended:
-            self._jobs[run] = msgspec.structs.replace(sampled, ended=True)
-            self._records.put(self._jobs[run])
+            self._remember(run, ended=True)
             self._finish(sampled.job)
 
     def _finish(self, job: Job) -> None:

@@ -51,6 +51,19 @@ def _person(uid: int) -> Person:
     )
 
 
+async def in_group(uid: int, name: str) -> bool:
+    """Say whether the host's user database has a uid in a group; a group that does not exist has nobody."""
+    return bool(name) and await asyncio.to_thread(_in_group, uid, name)
+
+
+def _in_group(uid: int, name: str) -> bool:
+    try:
+        entry, group = pwd.getpwuid(uid), grp.getgrnam(name)
+    except KeyError:
+        return False
+    return group.gr_gid in os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
 def _group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name

@@ -75,6 +75,22 @@ def number(message: wire.Message, key: str, default: int = 0) -> int:
     return int(text)
 
 
+def period_s(message: wire.Message) -> float:
+    """Return how often a job shall be sampled; its bounds are the sampler's.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    text = message.get("every_s")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise UsageError(f"every_s={text[:20]!a}: must be seconds")
+    return seconds
+
+
 def _text(value: str) -> str:
     """Return what can be written as JSON: bytes that are not UTF-8 are spelt out, and name no file."""
     return value.encode(errors="backslashreplace").decode()

@@ -9,6 +9,7 @@ import msgspec
 
 from carrel.model.guest import Clone, Counters, Guest, GuestState, Per
 from carrel.model.report import Event, NodeReport
+from carrel.model.sample import SamplerStatus
 
 
 class GuestView(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     accelerator_why: str
     faults: tuple[str, ...]
     guests: int
+    sampler: SamplerStatus | None
+    """How the sampling of jobs goes; null: they are not sampled."""
     started: datetime | None
     heard: datetime | None
 
@@ -184,6 +187,7 @@ def node_view(report: NodeReport, *, heard_s: float, silent: bool) -> NodeView:
         accelerator_why=facts.accelerator_why,
         faults=facts.faults,
         guests=len(report.guests),
+        sampler=report.sampler,
         started=moment(facts.started_s),
         heard=moment(heard_s),
     )

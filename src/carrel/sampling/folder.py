@@ -95,7 +95,7 @@ class JobFolder:
                     _make(top, users, job, owner, run)
                     descriptor = _opened(users, job, path / job, uid=uid)
                     if _run_of(descriptor) == _named(run):
-                        return cls(descriptor, path / job, uid=uid, gid=gid)
+                        return cls(descriptor, path / job, uid=uid, gid=os.fstat(descriptor).st_gid)
                     os.close(descriptor)
             finally:
                 os.close(users)

@@ -6,6 +6,8 @@ by the thread that is in ``run``.
 """
 
 import contextlib
+import functools
+import grp
 import pwd
 import threading
 import time
@@ -215,11 +217,12 @@ class Sampler:
                 self._attach(self._jobs[job.key], cgroup.of_process(pid), pid)
             return self._jobs[job.key].folder.path
         interval_us = self._interval_us(interval_s or self._settings.period_s)
-        user, gid = _owner(job)
+        user, own_gid = _owner(job)
+        gid = _gid_of(self._settings.readers) if self._settings.readers else own_gid
         folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
         now_us = _now_us()
         try:
-            known = msgspec.structs.replace(job, user=user, gid=gid)
+            known = msgspec.structs.replace(job, user=user, gid=own_gid)
             made = SampledJob(known, folder, node=self._name, view=self._view, interval_us=interval_us, now_us=now_us)
         except BaseException:
             folder.close()
@@ -359,6 +362,15 @@ def _owner(job: Job) -> tuple[str, int]:
     except (KeyError, OverflowError) as error:
         raise CarrelError(f"job {job.key}: there is no uid {job.uid} on this node to own its samples") from error
     return job.user or entry.pw_name, job.gid if job.gid >= 0 else entry.pw_gid
+
+
+@functools.cache
+def _gid_of(group: str) -> int:
+    """Return the number of the group that may read all samples; the database may be far away, so it is asked once."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise CarrelError(f"metrics.readers = {group!r}: there is no such group on this node") from error
 
 
 def _pass_failure_to(answer: "Future[JobFolder]") -> Callable[["Future[None]"], None]:
