@@ -14,6 +14,7 @@ from carrel.model.sample import Note, View
 from carrel.sampling import cgroup
 from carrel.sampling.blocks import Block, Reading
 from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.gpu import GpuSource
 from carrel.sampling.processes import DENSE_S, ProcessSource
 from carrel.sampling.segment import SegmentWriter
 
@@ -44,6 +45,7 @@ class SampledJob:
         self.group: cgroup.GroupSource | None = None
         self.groups = cgroup.JobGroups()
         self.processes: ProcessSource | None = None
+        self.gpus: GpuSource | None = None
         self.failures = 0
         """Samples that could not be stored."""
         self._carried: dict[str, int] = {}
@@ -111,6 +113,8 @@ class SampledJob:
                 blocks += self.processes.read()
             self._processes_us = now_us
             costs_us["processes"] = costs_us.get("processes", 0.0) + (time.thread_time_ns() - middle_ns) / 1000
+        if self.gpus is not None:
+            blocks += self.gpus.read()
         return Reading(blocks) if blocks else None
 
     def _group_blocks(self, now_us: int) -> list[Block]:
@@ -191,6 +195,9 @@ class SampledJob:
         if self.processes is not None:
             self.processes.close()
             self.processes = None
+        if self.gpus is not None:
+            self.gpus.close()
+            self.gpus = None
         if release:
             cgroup.release(self.groups)
 

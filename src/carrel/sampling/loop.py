@@ -24,7 +24,7 @@ from carrel.core import schedule
 from carrel.errors import CarrelError, NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus, View
-from carrel.sampling import cgroup, node
+from carrel.sampling import cgroup, gpu, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
 from carrel.sampling.job import SampledJob
@@ -68,6 +68,7 @@ class Sampler:
         self._view = view
         found = node.sources(slow_period_s=settings.slow_period_s) if sources is None else sources
         self._node = [_State(source) for source in found]
+        self._gpus = gpu.Watcher()
         self._jobs: dict[JobKey, SampledJob] = {}
         self._commands: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -140,10 +141,11 @@ class Sampler:
 
     def status(self) -> SamplerStatus:
         """Return how the sampler is doing; costs are those of late."""
+        gpus = {"gpu": self._gpus.cost_us} if self._gpus.cost_us else {}
         return SamplerStatus(
             jobs=len(self._jobs),
             samples=self._samples,
-            cost_us={name: round(cost, 1) for name, cost in self._costs_us.copy().items()},
+            cost_us={name: round(cost, 1) for name, cost in {**self._costs_us, **gpus}.items()},
             stretched=dict(self._stretched),
             failures=dict(self._failures),
             last_failure=self._last_failure,
@@ -229,6 +231,7 @@ class Sampler:
             raise
         self._jobs[job.key] = made
         self._syncer.watch(made.writer)
+        self._watch_gpus(made, 0)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
                 self._attach(made, cgroup.of_process(pid), pid)
@@ -237,7 +240,13 @@ class Sampler:
 
     def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
         job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+        self._watch_gpus(job, pid)
         return job.groups
+
+    def _watch_gpus(self, job: SampledJob, pid: int) -> None:
+        found = gpu.of_job(job.job.gpus, job.groups, [pid] if pid else [])
+        if found and job.gpus is None:
+            job.gpus = self._gpus.source(found)
 
     def _interval_us(self, seconds: float) -> int:
         low, high = self._settings.period_min_s, self._settings.period_max_s
