@@ -11,8 +11,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from carrel import config
-from carrel.cli import chart, output, page
-from carrel.cli.guest import JobId, Json
+from carrel.cli import chart, output, page, samples
+from carrel.cli.guest import Json
+from carrel.cli.samples import JobName
 from carrel.core import curves, report
 from carrel.core.curves import Chart, Measure
 from carrel.errors import NotFoundError
@@ -37,7 +38,7 @@ class MetricView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plot(
-    job: JobId,
+    job: JobName,
     /,
     *metrics: Annotated[
         str, Parameter(help="Metrics, or patterns of their names, or words such as cpu; else what is usual.")
@@ -55,14 +56,14 @@ def plot(
     json: Json = False,
 ) -> None:
     """Plot what a job used over time, on each of its nodes; also while it runs."""
-    directory = reading.find(Path(config.load().metrics.root), job)
+    directory = samples.one(config.load(), job)
     if list_:
         _list(directory, json=json)
         return
     asked: list[Measure] = []
 
     def choice(names: AbstractSet[str]) -> AbstractSet[str]:
-        asked.extend(curves.chosen(metrics, names, job_id=job))
+        asked.extend(curves.chosen(metrics, names, job=job))
         return curves.wanted(asked, names)
 
     found = _of_nodes(recorded.read(directory, choice), node)

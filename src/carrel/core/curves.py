@@ -105,7 +105,7 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     """How much there was to have; None: not known, or not the same everywhere."""
 
 
-def chosen(words: Sequence[str], names: Iterable[str], *, job_id: int) -> list[Measure]:
+def chosen(words: Sequence[str], names: Iterable[str], *, job: str) -> list[Measure]:
     """Return what is asked for, in that order; without words, what is usual and there.
 
     Raises:
@@ -124,7 +124,7 @@ def chosen(words: Sequence[str], names: Iterable[str], *, job_id: int) -> list[M
         if not metrics:
             near = difflib.get_close_matches(word, [*MEASURES, *known], n=1)
             hint = f"did you mean {near[0]}? " if near and near[0] != word else ""
-            raise NotFoundError(f"job {job_id} has no metric {word!r}; {hint}see: carrel job plot {job_id} --list")
+            raise NotFoundError(f"job {job} has no metric {word!r}; {hint}see: carrel job plot {job} --list")
         found += [Measure(name, name, (name,)) for name in metrics]
     if len(found) > CHARTS_MAX:
         raise NotFoundError(f"{len(found)} metrics are too many to show at once (at most {CHARTS_MAX}); name fewer")
