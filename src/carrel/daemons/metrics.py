@@ -36,7 +36,7 @@ from carrel.slurm.steps import Step, Steps, task_of
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
 
-HINT_BEGIN, HINT_END = "begin", "end"
+HINT_BEGIN, HINT_END, HINT_REPORT = "begin", "end", "report"
 """``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
 FACTS_TIMEOUT_S = 60.0
 SAMPLER_TIMEOUT_S = 30.0
@@ -77,6 +77,8 @@ class JobMetrics:
         self._alive: set[JobKey] = set()
         """Known to run by this process: they are sampled. Others wait for Slurm's word."""
         self._retry_at_s: dict[JobKey, float] = {}
+        self._to_report: set[int] = set()
+        """Ids of jobs that begin and asked for a report in their output."""
         self._attaching: dict[Pid, asyncio.Task[None]] = {}
         self._attached: set[Pid] = set()
         self._living: frozenset[int] = frozenset()
@@ -300,7 +302,9 @@ class JobMetrics:
                 path.unlink()
             except OSError:
                 continue
-            if job_id.isascii() and job_id.isdigit():
+            if kind == HINT_REPORT and job_id.isdecimal():
+                self._wants_report(int(job_id))
+            elif job_id.isascii() and job_id.isdigit():
                 left.setdefault(int(job_id), []).append((left_s, kind))
         for number, hints in sorted(left.items()):
             last_s, last = max(hints)
@@ -309,6 +313,12 @@ class JobMetrics:
                 self.begin(number, anew=True)
             if last == HINT_END:
                 self.end(number)
+
+    def _wants_report(self, job_id: int) -> None:
+        self._to_report.add(job_id)
+        for run, sampled in list(self._jobs.items()):
+            if run.job_id == job_id and not sampled.ended:
+                self._remember(run, report=True)
 
     async def _begin(self, job_id: int, *, told: bool) -> None:
         try:
@@ -324,7 +334,7 @@ class JobMetrics:
             return
         if job.key not in self._jobs:
             self._since_s[job.key] = time.monotonic()
-            self._jobs[job.key] = Sampled(job=job)
+            self._jobs[job.key] = Sampled(job=job, report=job_id in self._to_report)
             self._records.put(self._jobs[job.key])
         self._alive.add(job.key)
         if not self._jobs[job.key].ended:
@@ -426,9 +436,15 @@ class JobMetrics:
             self._alive.discard(job.key)
             self._retry_at_s.pop(job.key, None)
             self._since_s.pop(job.key, None)
+            self._to_report.discard(job.key.job_id)
             self._records.remove(job.key)
 
-        self._finisher.put(Work(opened, "host", done))
+        sampled = self._jobs.get(job.key)
+        # Where the batch script ran, since its output is there; a step of srun alone has no file of its own.
+        first = bool(job.nodes) and job.nodes[0] == self._node.name
+        wanted = first and sampled is not None and sampled.report
+        output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
+        self._finisher.put(Work(opened, "host", done, output))
 
     def _possible(self, interval_s: float | None) -> float | None:
         """Return the interval that was chosen, as far as the site still allows it."""

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import pwd
 import shutil
 import subprocess  # a child that outlives no one: its end is awaited by its caller
 import sys
@@ -34,6 +35,7 @@ _ZSTD_TIMEOUT_S = 3600.0
 _LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.02
 _PRIORITY = 19
+_NOBODY = 65534
 
 _S = TypeVar("_S", JobFile, JobSummary)
 
@@ -41,7 +43,7 @@ _S = TypeVar("_S", JobFile, JobSummary)
 def spawn(folder: JobFolder, stem: str, formats: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start the work for one node and view. The caller awaits it; its last line on stderr says what went wrong."""
     words = [sys.executable, "-m", "carrel.sampling.compact", str(folder.descriptor), stem]
-    words += ["--uid", str(folder.uid), "--gid", str(folder.gid), *formats]
+    words += ["--uid", str(folder.uid), *formats]
     return subprocess.Popen(  # its descriptor of the directory must be inherited, which carrel.process never does
         words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(folder.descriptor,)
     )
@@ -207,13 +209,20 @@ def _locked() -> Iterator[None]:
         yield
 
 
+def _group_of(uid: int) -> int:
+    """Return the user's own group: that of the directory may be one that reads all samples."""
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return _NOBODY
+
+
 def main() -> None:
     """Work on one segment as its owner."""
     parser = argparse.ArgumentParser(description="Turn a segment into tables.")
     parser.add_argument("directory", type=int, help="descriptor of the job's directory")
     parser.add_argument("stem")
     parser.add_argument("--uid", type=int, required=True)
-    parser.add_argument("--gid", type=int, required=True)
     parser.add_argument("formats", nargs="+", choices=["csv", "parquet"])
     arguments = parser.parse_args()
     os.fchdir(arguments.directory)
@@ -221,7 +230,7 @@ def main() -> None:
         if "parquet" in arguments.formats and _have_pyarrow():
             _parquet()  # while this installation can be read: that user may not be allowed to
         os.setgroups([])
-        os.setgid(arguments.gid)
+        os.setgid(_group_of(arguments.uid))
         os.setuid(arguments.uid)
     os.umask(0o027)
     os.nice(_PRIORITY)

@@ -8,6 +8,7 @@ by the thread that is in ``run``.
 import contextlib
 import functools
 import grp
+import os
 import pwd
 import threading
 import time
@@ -220,7 +221,7 @@ class Sampler:
             return self._jobs[job.key].folder.path
         interval_us = self._interval_us(interval_s or self._settings.period_s)
         user, own_gid = _owner(job)
-        gid = _gid_of(self._settings.readers) if self._settings.readers else own_gid
+        gid = self._readers(own_gid)
         folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
         now_us = _now_us()
         try:
@@ -237,6 +238,12 @@ class Sampler:
                 self._attach(made, cgroup.of_process(pid), pid)
         self._sample([made], forced=True)
         return folder.path
+
+    def _readers(self, own_gid: int) -> int:
+        """Return the group that may read; a user's own may be that of all users, so without a word it is root's."""
+        if self._settings.readers:
+            return _gid_of(self._settings.readers)
+        return 0 if os.geteuid() == 0 else own_gid
 
     def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
         job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)

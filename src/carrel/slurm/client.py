@@ -54,6 +54,7 @@ _LIVING: dict[str, JobState] = {
 """Slurm's states in which a run goes on or will. All others mean that it has ended, COMPLETING among them."""
 
 _HERE = re.compile(r"\bNodes=(\S+) CPU_IDs=([\d,-]*) Mem=(\d+) GRES=(\S*)")
+_STDOUT = re.compile(r" StdOut=(.*?)(?= [A-Za-z/]+[=:]|\s*$)", re.MULTILINE)
 _GPUS = re.compile(r"\bgpu(?::[^:,()]+)?(?::\d+)?\(IDX:([\d,-]+)\)")
 
 
@@ -108,6 +109,21 @@ class SlurmClient:
             if listed == str(job_id):
                 name += f"_{task}" if task.isdigit() else f"+{component}" if component.isdigit() else ""
         return await self._ask("scontrol", "show", "job", "-d", "-o", name)
+
+    async def output(self, job_id: int) -> str:
+        """Return the file that a batch job's output goes to; empty: it is no batch job, or Slurm has forgotten it.
+
+        Its owner chose it, and may have forged more than its name: it is for a process with the owner's rights only.
+
+        Raises:
+            UnreachableError: Slurm did not answer.
+        """
+        try:
+            details = await self._details_of_one(job_id)
+        except _NoSuchJobError:
+            return ""
+        found = _STDOUT.findall(details)
+        return found[-1] if found and " BatchFlag=1 " in details else ""
 
     async def described(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Return ``jobs`` with names and accounts, for people: users write these, so nothing is decided on them."""
