@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "relay.h"
+#include "readout.h"
 #include "session.h"
 
 enum { EVENTS_PER_TURN = 32, NOBODY = 65534, CALLERS_MAX = 256, NAME_MAX_BYTES = 64, UPLINK_MAX_BYTES = 1024, BACKLOG = 64 };
@@ -127,6 +128,11 @@ static void keep_only(int first, int second)
 	close_range(5, ~0U, 0);
 }
 
+static bool is_readout(const char *name)
+{
+	return strncmp(name, "carrel.m.", 9) == 0;
+}
+
 /* A port that was added in advance may not be open at the host yet, and poll would only say so again and again. */
 static void wait_until_spoken_to(int port)
 {
@@ -147,7 +153,7 @@ __attribute__((noreturn)) static void be_session(int port, int uplink, const cha
 	prctl(PR_SET_NAME, "carrel-session");
 	if (is_port)
 		wait_until_spoken_to(3);
-	_exit(session_serve(3, 4, own_name, true, NULL));
+	_exit(is_readout(own_name) ? readout_serve(3) : session_serve(3, 4, own_name, true, NULL));
 }
 
 static struct watch *add_session(int port, const char *name, bool is_port)
@@ -430,7 +436,7 @@ static void take_stream(int port, const char *name, const char *device)
 	struct watch *w = NULL;
 	if (strcmp(name, "carrel.0") == 0)
 		w = add_control(port, device);
-	else if (strncmp(name, "carrel.t.", 9) == 0)
+	else if (strncmp(name, "carrel.t.", 9) == 0 || is_readout(name))
 		w = add_session(port, name, device[0] != '\0');
 	else if (strncmp(name, "carrel.r.", 9) == 0 &&
 		 (w = find_caller(strtoul(name + 9, NULL, 10))) != NULL && w->port < 0) {

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from carrel import config
-from carrel.daemons import metrics
+from carrel.daemons import metrics, sampler_thread
+from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
 from carrel.errors import RefusedError
 from carrel.model.job import Job, JobKey
@@ -47,6 +48,8 @@ class ANode:
         )
         self.jobs: dict[int, Job] = {}
         self.facts = SimpleNamespace(forget=lambda _: None, job=self._job)
+        self.driver = lambda _: None
+        self.journal = Journal("c1", lambda _: None)
         self.scheduler = SimpleNamespace(described=self._described)
 
     async def _job(self, job_id: int, *, timeout_s: float) -> Job:
@@ -288,7 +291,7 @@ def test_a_root_that_cannot_be_written_is_told_and_tried_again(tmp_path: Path, m
 def test_a_sampler_that_dies_is_told_and_replaced_and_the_same_samples_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "RETRY_S", 0.1)
+    monkeypatch.setattr(sampler_thread, "RETRY_S", 0.1)
     node = ANode(tmp_path)
     node.jobs = {7: a_job()}
     fatal = threading.Event()
@@ -315,7 +318,7 @@ def test_a_sampler_that_dies_is_told_and_replaced_and_the_same_samples_go_on(
 
 
 def test_a_sampler_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "STUCK_S", 0.1)
+    monkeypatch.setattr(sampler_thread, "STUCK_S", 0.1)
     node = ANode(tmp_path)
     node.jobs = {7: a_job()}
     hangs = threading.Event()

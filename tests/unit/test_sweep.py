@@ -53,6 +53,9 @@ class ANode:
     def suspicious(self) -> bool:
         return False
 
+    def look_at(self, guests: Any) -> None:
+        """None of them is looked into."""
+
     def compare(self, jobs: list[Any]) -> None:
         """No job is sampled."""
 

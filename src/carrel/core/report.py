@@ -118,12 +118,10 @@ def report(summary: JobSummary) -> Report:
 
 
 def outer_views(nodes: Sequence[NodeSummary]) -> tuple[NodeSummary, ...]:
-    """Return one summary for each node."""
-    found: dict[str, NodeSummary] = {}
-    for node in nodes:
-        if node.view == "host" or node.node not in found:
-            found[node.node] = node
-    return tuple(sorted(found.values(), key=lambda node: natural(node.node)))
+    """Return what was seen from outside, and from inside where nobody was outside: ``c1``, ``c1:0.3``."""
+    outside = {node.node for node in nodes if node.view == "host"}
+    shown = (node for node in nodes if node.view == "host" or node.node.partition(":")[0] not in outside)
+    return tuple(sorted(shown, key=lambda node: natural(node.node)))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

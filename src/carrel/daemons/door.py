@@ -290,6 +290,7 @@ class Door:
             leaving.cancel()
             making.cancel()
         self._promised.pop(spec.name, None)  # it is listed now
+        self._node.metrics.guest_ready(guest)
         # Two first steps may have come at once, each with an image of its own.
         decide.refuse_other_image(
             job_id=spec.run.job_id,

@@ -5,20 +5,20 @@ One at a time and at the lowest priority: the node's CPUs are the next job's.
 
 import asyncio
 import contextlib
+import os
 import random
 import subprocess  # awaited here; see carrel.sampling.compact
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from carrel.config import Metrics
 from carrel.errors import CarrelError
-from carrel.model.sample import View
 from carrel.process import run_async
 from carrel.sampling import compact, prune
-from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.folder import JobFolder, of_stem
 from carrel.sampling.job import segments
 
 TABLES_TIMEOUT_S = 3600.0
@@ -29,10 +29,9 @@ PRUNE_PERIOD_S = 86400.0
 
 
 class Work(NamedTuple):
-    """The samples of one run, of this node and one view."""
+    """The samples of one run on this node, of all views."""
 
     open: Callable[[], JobFolder]
-    view: View
     done: Callable[[], None]
     output: Callable[[], Awaitable[str]] | None = None
     """Asked for the file at whose end what the job used is to be printed, once; None: nowhere."""
@@ -76,15 +75,9 @@ class Finisher:
     async def _finish(self, work: Work) -> None:
         folder = await asyncio.to_thread(work.open)
         try:
-            child = await asyncio.to_thread(compact.spawn, folder, stem(self._node, work.view), self._settings.formats)
-            try:
-                _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                raise CarrelError(f"{folder.path}: no tables after {TABLES_TIMEOUT_S:g} s; is its disk slow?") from None
-            if child.returncode:
-                last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
-                raise CarrelError(f"{folder.path}: {last[0]}")
+            for name in await asyncio.to_thread(os.listdir, folder.descriptor):
+                if name.endswith(".seg") and self._ours(name):
+                    await self._make_tables(folder, name.removesuffix(".seg"))
             if work.output is not None:
                 # The tables of the next job do not wait for it.
                 report = asyncio.ensure_future(self._report(work.output, folder.path, folder.uid))
@@ -92,6 +85,21 @@ class Finisher:
                 report.add_done_callback(self._reports.discard)
         finally:
             folder.close()
+
+    async def _make_tables(self, folder: JobFolder, stem: str) -> None:
+        child = await asyncio.to_thread(compact.spawn, folder, stem, self._settings.formats)
+        try:
+            _, said = await asyncio.to_thread(child.communicate, timeout=TABLES_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise CarrelError(f"{folder.path}: no tables after {TABLES_TIMEOUT_S:g} s; is its disk slow?") from None
+        if child.returncode:
+            last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
+            raise CarrelError(f"{folder.path}: {last[0]}")
+
+    def _ours(self, name: str) -> bool:
+        """Say whether samples are of this node, or of a guest on it."""
+        return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == self._node
 
     async def _report(self, output: Callable[[], Awaitable[str]], path: Path, uid: int) -> None:
         """Print what the job used at the end of its output. What fails is counted: the job has ended."""
@@ -105,13 +113,11 @@ class Finisher:
 
     async def leftovers(self, known: Callable[[Path], bool]) -> None:
         """Finish what this node has begun and nobody remembers: it lost its power, or its directory."""
-        views: tuple[View, ...] = get_args(View)
-        ours = {f"{stem(self._node, view)}.seg": view for view in views}
         root = Path(self._settings.root)
-        for path in await asyncio.to_thread(segments, root):
-            view = ours.get(path.name)
-            if view and not known(path.parent):
-                self.put(Work(partial(JobFolder.found, root, path.parent), view, _nothing))
+        folders = {path.parent for path in await asyncio.to_thread(segments, root) if self._ours(path.name)}
+        for folder in sorted(folders):
+            if not known(folder):
+                self.put(Work(partial(JobFolder.found, root, folder), _nothing))
 
     async def _prune(self) -> None:
         while True:

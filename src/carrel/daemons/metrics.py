@@ -8,11 +8,9 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,12 +20,15 @@ import msgspec
 from carrel.core.guests import living
 from carrel.daemons import people
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.inside import GuestViews
 from carrel.daemons.records import Sampled, SampledJobs
+from carrel.daemons.sampler_thread import SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus
-from carrel.process import Pid
+from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
@@ -39,17 +40,15 @@ if TYPE_CHECKING:
 HINT_BEGIN, HINT_END, HINT_REPORT = "begin", "end", "report"
 """``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
 FACTS_TIMEOUT_S = 60.0
-SAMPLER_TIMEOUT_S = 30.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
 FRESH_S = 10.0
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
-STUCK_S = 120.0
 
 _LOG = logging.getLogger("carreld")
-_T = TypeVar("_T")
+_K = TypeVar("_K")
 
 
 class JobMetrics:
@@ -64,12 +63,12 @@ class JobMetrics:
         self._hints = node.directory / "hints"
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._finisher = Finisher(self._settings, node.name, failed=self._failed)
-        self._sampler: Sampler | None = None
-        self._thread: threading.Thread | None = None
-        self._restart_at_s = 0.0
+        self._sampling = SamplerThread(lambda: Sampler(self._settings, node.name), failed=self._failed)
         self._failures: Counter[str] = Counter()
         self._last_failure = ""
+        self._told: set[str] = set()
         self._fault = ""
+        self.guests = GuestViews(self._settings, node.driver, self._known, failed=self._failed)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
@@ -118,20 +117,47 @@ class JobMetrics:
             UnreachableError: the sampler does not answer.
         """
         runs = [run for run, job in self._jobs.items() if run.job_id == job_id and not job.ended]
-        if not runs or self._sampler is None:
+        if not runs or self._sampling.sampler is None:
             return False
         run = max(runs)
         sampled = self._jobs[run]
         if uid not in (0, sampled.job.uid) and not await people.in_group(uid, self._settings.operators):
             raise RefusedError(f"job {job_id} belongs to {sampled.job.user}, not to uid {uid}")
         try:
-            await _answer(self._sampler.interval(run, seconds))
+            await answer(self._sampling.sampler.interval(run, seconds))
+            await self.guests.sample_every(run, seconds)
         except TimeoutError as error:
             raise UnreachableError(
                 f"the sampler of {self._node.name} does not answer; see: carrel node check"
             ) from error
         self._remember(run, interval_s=seconds)
         return True
+
+    def _known(self, run: JobKey) -> tuple[Job, float | None] | None:
+        """Return a run that is being sampled, and the interval chosen for it."""
+        sampled = self._jobs.get(run)
+        if sampled is None or sampled.ended or run not in self._alive:
+            return None
+        return sampled.job, self._possible(sampled.interval_s)
+
+    def look_at(self, guests: Sequence[Guest]) -> None:
+        """Look into the guests of this node too. Returns at once."""
+        self.guests.look(guests)
+        for guest in guests:
+            self.guest_ready(guest)
+
+    def guest_ready(self, guest: Guest) -> None:
+        """Look into one guest, and count its processes: without control groups they are below no step."""
+        self.guests.begin(guest)
+        state = process_state(guest.pid) if guest.state == "ready" and guest.pid and guest.run in self._alive else None
+        if guest.run and state and (pid := Pid(guest.pid, state[1])) not in self._attached | self._attaching.keys():
+            step = Step(guest.run.job_id, guest.name, pid)
+            self._attaching[pid] = task = asyncio.ensure_future(self._attach_guest(step))
+            task.add_done_callback(partial(_forget, self._attaching, pid))
+
+    async def _attach_guest(self, step: Step) -> None:
+        if await self._attach_to(step, step.manager.number):
+            self._attached.add(step.manager)
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
@@ -156,17 +182,14 @@ class JobMetrics:
         """Return how sampling goes; None: it is off."""
         if not self._settings.enabled:
             return None
-        own = self._sampler.status() if self._sampler else SamplerStatus()
+        own = self._sampling.status()
         failures = Counter(own.failures)
         failures.update(self._failures)
-        fault = self._fault
-        if self._sampler and own.awake_s and time.time() - own.awake_s > STUCK_S:
-            fault = f"the sampler hangs since {time.time() - own.awake_s:.0f} s; does {self._settings.root} answer?"
         return msgspec.structs.replace(
             own,
             failures=dict(failures),
-            last_failure=self._last_failure if self._failures else own.last_failure,
-            fault=fault,
+            last_failure=self._last_failure or own.last_failure,
+            fault=own.fault or self._fault,
         )
 
     # -- the work
@@ -196,9 +219,8 @@ class JobMetrics:
                 task.cancel()
             if watch:
                 watch.close()
-            if self._sampler and self._thread:
-                self._sampler.stop()
-                await asyncio.to_thread(self._thread.join, SAMPLER_TIMEOUT_S)
+            await self.guests.stop()
+            await self._sampling.stop()
 
     def _prepare(self) -> None:
         try:
@@ -235,7 +257,10 @@ class JobMetrics:
 
     def _look(self) -> None:
         """Look once; whatever takes time goes on by itself."""
-        self._mind_the_thread()
+        if self._sampling.mind():
+            self._attached.clear()
+            self._retry_at_s.clear()
+        self._tell_failures()
         self._read_hints()
         try:
             steps = self._steps.living()
@@ -244,7 +269,7 @@ class JobMetrics:
             return
         self._fault = ""
         self._living = frozenset(step.job_id for step in steps)
-        self._attached &= {step.manager for step in steps}
+        self._attached = {manager for manager in self._attached if manager.alive}
         for step in steps:
             self.begin(step.job_id)
             if step.manager not in self._attached and step.manager not in self._attaching:
@@ -254,7 +279,7 @@ class JobMetrics:
 
     def _resume(self) -> None:
         """Sample what should be and is not: a carreld or a sampler died, or the disk was full when the job began."""
-        sampler = self._sampler
+        sampler = self._sampling.sampler
         if sampler is None:
             return
         runs = set(sampler.runs())
@@ -268,26 +293,6 @@ class JobMetrics:
     def _only(self, run: JobKey) -> bool:
         """Say whether no other run of this job id is known: a step does not say whose it is."""
         return sum(other.job_id == run.job_id for other in self._jobs) == 1
-
-    def _mind_the_thread(self) -> None:
-        if self._thread is not None and self._thread.is_alive():
-            return
-        if time.monotonic() < self._restart_at_s:
-            return
-        self._restart_at_s = time.monotonic() + RETRY_S
-        self._sampler = sampler = Sampler(self._settings, self._node.name)
-        self._attached.clear()
-        self._retry_at_s.clear()
-        self._thread = threading.Thread(target=self._sample, args=(sampler,), name="carrel-sampler", daemon=True)
-        self._thread.start()
-
-    def _sample(self, sampler: Sampler) -> None:
-        """Run in the sampler's thread."""
-        try:
-            sampler.run()
-        except Exception as error:  # noqa: BLE001  # the next one starts in RETRY_S, and people are told
-            _LOG.exception("the sampler has ended")
-            self._failed("sampler", error)
 
     def _read_hints(self) -> None:
         left: dict[int, list[tuple[float, str]]] = {}
@@ -346,9 +351,9 @@ class JobMetrics:
         """Add what nothing is decided on: its name and account."""
         try:
             (known,) = await self._node.scheduler.described([job])
-            if self._sampler and known != job and job.key in self._sampler.runs():
+            if self._sampling.sampler and known != job and job.key in self._sampling.sampler.runs():
                 self._remember(job.key, job=known)
-                await _answer(self._sampler.describe(known))
+                await answer(self._sampling.sampler.describe(known))
         except (CarrelError, TimeoutError) as error:
             self._failed("describe", error)
 
@@ -360,13 +365,13 @@ class JobMetrics:
 
     async def _add(self, sampled: Sampled) -> bool:
         """Have a job sampled; tell whether it is."""
-        sampler, run = self._sampler, sampled.job.key
+        sampler, run = self._sampling.sampler, sampled.job.key
         if sampler is None or run in sampler.runs():
             return sampler is not None
         try:
-            await _answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
+            await answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
             if sampled.groups.any:
-                await _answer(sampler.adopt(run, sampled.groups))
+                await answer(sampler.adopt(run, sampled.groups))
         except RefusedError:
             self._ended(run)  # an earlier carreld died between its tables and forgetting it
             return False
@@ -387,7 +392,7 @@ class JobMetrics:
             await asyncio.sleep(ATTACH_POLL_S)
 
     async def _attach_to(self, step: Step, pid: int) -> bool:
-        sampler = self._sampler
+        sampler = self._sampling.sampler
         runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
         if sampler is None or not runs:
             return False
@@ -395,7 +400,7 @@ class JobMetrics:
         try:
             # Without groups, the step is what its manager has started.
             whose = pid if cgroup.of_process(pid).any else step.manager.number
-            groups = await _answer(sampler.attach(run, whose))
+            groups = await answer(sampler.attach(run, whose))
         except (OSError, CarrelError, TimeoutError):
             return False
         self._remember(run, groups=groups)
@@ -409,11 +414,12 @@ class JobMetrics:
 
     async def _end(self, run: JobKey) -> None:
         """Take the last sample, and have the rest done when there is time."""
-        sampler, sampled = self._sampler, self._jobs[run]
+        await self.guests.end_run(run)
+        sampler, sampled = self._sampling.sampler, self._jobs[run]
         try:
             # What was never sampled, or not since another carreld died: its groups still hold all that it used.
             if sampler and await self._add(sampled):
-                (await _answer(sampler.remove(run))).close()
+                (await answer(sampler.remove(run))).close()
         except (OSError, CarrelError, TimeoutError) as error:
             self._failed("end", error)
         await asyncio.to_thread(cgroup.release, self._jobs[run].groups)
@@ -444,28 +450,24 @@ class JobMetrics:
         first = bool(job.nodes) and job.nodes[0] == self._node.name
         wanted = first and sampled is not None and sampled.report
         output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
-        self._finisher.put(Work(opened, "host", done, output))
+        self._finisher.put(Work(opened, done, output))
 
     def _possible(self, interval_s: float | None) -> float | None:
         """Return the interval that was chosen, as far as the site still allows it."""
         low, high = self._settings.period_min_s, self._settings.period_max_s
         return None if interval_s is None else min(max(interval_s, low), high)
 
+    def _tell_failures(self) -> None:
+        """Say so once for each kind of failure: it may come again each second."""
+        status = self.status() or SamplerStatus()
+        if status.failures.keys() - self._told:
+            self._node.journal.add("sampling-failed", status.last_failure)
+        self._told |= status.failures.keys()
+
     def _failed(self, what: str, error: BaseException) -> None:
         self._failures[what] += 1
         self._last_failure = f"{what}: {error}"
 
 
-def _forget(tasks: dict[_T, "asyncio.Task[None]"], key: _T, _: "asyncio.Task[None]") -> None:
+def _forget(tasks: dict[_K, "asyncio.Task[None]"], key: _K, _: "asyncio.Task[None]") -> None:
     tasks.pop(key, None)
-
-
-async def _answer(future: "Future[_T]") -> _T:
-    """Return what the sampler answers.
-
-    Raises:
-        TimeoutError: it did not in time; it may still do what it was asked for.
-    """
-    async with asyncio.timeout(SAMPLER_TIMEOUT_S):
-        # The sampler's own future is never cancelled: it could not be answered then.
-        return await asyncio.shield(asyncio.wrap_future(future))

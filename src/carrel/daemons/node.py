@@ -155,6 +155,7 @@ class Node:
             self._last_words[guest.name] = (time.monotonic(), console.tail(Path(guest.console)))
             while len(self._last_words) > LAST_WORDS_MAX:
                 self._last_words.popitem(last=False)
+        await self.metrics.guests.end(guest.name)
         await self.driver(guest.driver).destroy(guest.name)
         self.inside.forget(guest.name)
 

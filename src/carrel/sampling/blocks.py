@@ -3,7 +3,9 @@
 import itertools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from carrel.model.sample import Schema
@@ -169,6 +171,29 @@ def unpacked(blob: bytes, layouts: dict[int, Layout], before: dict[int, bytes]) 
         found[layout.number] = rows[at : at + layout.packing.size]
         at += layout.packing.size
     return found
+
+
+Opened = tuple[Callable[[], bytes], Callable[[], None]]
+"""What reads a file, and what closes it."""
+
+
+class Opener(Protocol):
+    """Opens files of a kernel: of this one, or of a guest's."""
+
+    def __call__(self, path: Path, *, slow: bool = False) -> Opened:
+        """Open one; ``slow``: it is read more rarely than others.
+
+        Raises:
+            OSError: there is none.
+        """
+        ...
+
+
+def open_file(path: Path, *, slow: bool = False) -> Opened:
+    """Open a file of this kernel, once for all readings."""
+    del slow  # here no file waits for another
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return partial(read_all, descriptor), partial(os.close, descriptor)
 
 
 def read_all(descriptor: int) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from carrel.model.sample import Column, Schema
-from carrel.sampling.blocks import Block, Layout, read_all
+from carrel.sampling.blocks import Block, Layout, Opener, open_file
 
 HELD = "carrel.sampler"
 """Directory that keeps the job's own, and so its counters, until they were read for the last time."""
@@ -103,9 +103,9 @@ Extract = Callable[[bytes], Sequence[int]]
 class _File:
     """One open file of a group and the columns that it gives."""
 
-    __slots__ = ("columns", "descriptor", "extract", "path")
+    __slots__ = ("close", "columns", "data", "extract", "path")
 
-    def __init__(self, path: Path, columns: Sequence[Column], extract: Extract) -> None:
+    def __init__(self, path: Path, columns: Sequence[Column], extract: Extract, opened: Opener) -> None:
         """Open it and read it once: a controller may be there and answer nothing.
 
         Raises:
@@ -115,28 +115,29 @@ class _File:
         self.path = path
         self.columns = tuple(columns)
         self.extract = extract
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.data, self.close = opened(path)
         try:
-            extract(read_all(self.descriptor))
+            extract(self.data())
         except (OSError, ValueError, KeyError, IndexError):
-            os.close(self.descriptor)
+            self.close()
             raise
 
 
 class GroupSource:
     """The counters of one job. Slurm may remove and make its groups between two steps: counters then go on."""
 
-    def __init__(self, groups: JobGroups, *, carried: dict[str, int] | None = None) -> None:
+    def __init__(self, groups: JobGroups, *, carried: dict[str, int] | None = None, opened: Opener = open_file) -> None:
         """Open what is there.
 
         Args:
             groups: The job's directories.
             carried: What an earlier incarnation of the groups had counted, as ``totals`` returned it.
+            opened: What opens their files.
         """
         self.name = "job"
         self.period_s = 0.0
         self.groups = groups
-        self._files = list(_opened(groups))
+        self._files = _opened(groups, opened)
         columns = [column for file in self._files for column in file.columns]
         names = [column.name for column in columns]
         self._adds = [(carried or {}).get(column.name, 0) if column.kind == "counter" else 0 for column in columns]
@@ -149,13 +150,14 @@ class GroupSource:
         if self._used:
             columns.append(Column("memory_used_bytes", "bytes"))
         where = " ".join(dict.fromkeys(str(file.path) for file in self._files))
-        self._layout = Layout(Schema(set="job", columns=tuple(columns), source=where))
+        self.columns = tuple(columns)
+        self._layout = Layout(Schema(set="job", columns=self.columns, source=where))
         self._last: list[int] = []
 
     def read(self) -> list[Block]:
         values: list[int] = []
         for file in self._files:
-            values += file.extract(read_all(file.descriptor))
+            values += file.extract(file.data())
         if self._carries:
             values = list(map(int.__add__, values, self._adds))
         if self._used:
@@ -170,11 +172,11 @@ class GroupSource:
 
     def close(self) -> None:
         for file in self._files:
-            os.close(file.descriptor)
+            file.close()
         self._files = []
 
 
-def _opened(groups: JobGroups) -> list[_File]:
+def _opened(groups: JobGroups, opened: Opener) -> list[_File]:
     """Return the files that exist; the first one that gives a column wins."""
     found: list[_File] = []
     taken: set[str] = set()
@@ -182,7 +184,7 @@ def _opened(groups: JobGroups) -> list[_File]:
         if {column.name for column in columns} & taken:
             continue
         try:
-            found.append(_File(path, columns, extract))
+            found.append(_File(path, columns, extract, opened))
         except (OSError, ValueError, KeyError, IndexError):
             continue
         taken |= {column.name for column in columns}

@@ -133,6 +133,8 @@ def _describe(survey: Survey, files: list[str], *, node: str, view: View) -> Non
         raise CarrelError(f"{survey.path}: it does not say whose job it is; was its beginning cut off?")
     others = [path for path in Path().glob("samples.*.seg") if path.name != survey.path.name]
     before = _read(Path("job.json"), JobFile)
+    if view == "guest" and before is not None:
+        job = before.job  # a guest has less than its job
     ended = survey.usage.ended
     series = [one for one in (before.series if before else ()) if (one.node, one.view) != (node, view)]
     series.append(

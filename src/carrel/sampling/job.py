@@ -89,6 +89,10 @@ class SampledJob:
             cgroup.hold(groups)
             self.group = cgroup.GroupSource(groups, carried=self._carried)
 
+    def attach_inside(self, group: cgroup.GroupSource | None, processes: ProcessSource) -> None:
+        """Count what is counted inside a guest."""
+        self.group, self.processes = group, processes
+
     def _detach(self) -> None:
         if self.group is not None:
             self._carried |= self.group.totals()

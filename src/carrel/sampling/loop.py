@@ -28,6 +28,8 @@ from carrel.model.sample import SamplerStatus, View
 from carrel.sampling import cgroup, gpu, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
+from carrel.sampling.inside import GuestFiles, GuestProcesses, job_source
+from carrel.sampling.inside import sources as guest_sources
 from carrel.sampling.job import SampledJob
 from carrel.sampling.sync import Syncer
 
@@ -54,7 +56,13 @@ class Sampler:
     """Samples jobs from their first to their last second."""
 
     def __init__(
-        self, settings: Metrics, name: str, *, view: View = "host", sources: Sequence[Source] | None = None
+        self,
+        settings: Metrics,
+        name: str,
+        *,
+        view: View = "host",
+        sources: Sequence[Source] | None = None,
+        inside: GuestFiles | None = None,
     ) -> None:
         """Open the node's sources; nothing is sampled before ``run``.
 
@@ -63,11 +71,20 @@ class Sampler:
             name: The node's name.
             view: Whether this is the job's node, or the inside of its guest.
             sources: What to read of the node; by default all that its kernel offers.
+            inside: Look into this guest, for its one job, and not at this node.
+
+        Raises:
+            OSError: the guest does not answer.
         """
         self._settings = settings
         self._name = name
         self._view = view
-        found = node.sources(slow_period_s=settings.slow_period_s) if sources is None else sources
+        self._inside = inside
+        found = sources
+        if found is None and inside is not None:
+            found = guest_sources(inside, slow_period_s=settings.slow_period_s)
+        if found is None:
+            found = node.sources(slow_period_s=settings.slow_period_s)
         self._node = [_State(source) for source in found]
         self._gpus = gpu.Watcher()
         self._jobs: dict[JobKey, SampledJob] = {}
@@ -179,6 +196,8 @@ class Sampler:
                 job.folder.close()
             for state in self._node:
                 state.source.close()
+            if self._inside:
+                self._inside.close()
             self._syncer.stop()
             syncer.join()
 
@@ -230,6 +249,10 @@ class Sampler:
         except BaseException:
             folder.close()
             raise
+        if self._inside:
+            with contextlib.suppress(OSError):  # it has gone, and says so itself
+                processes = GuestProcesses(self._inside, period_s=self._settings.process_period_s)
+                made.attach_inside(job_source(self._inside), processes)
         self._jobs[job.key] = made
         self._syncer.watch(made.writer)
         self._watch_gpus(made, 0)
@@ -296,10 +319,14 @@ class Sampler:
 
     def _sample(self, jobs: list[SampledJob], *, forced: bool) -> None:
         now_us = _now_us()
+        if self._gone(jobs, now_us):
+            return
         costs_us: dict[str, float] = {}
         stretch = self._stretched.get("processes", 1)
         own = [job.read(now_us, forced=forced, stretch=stretch, costs_us=costs_us) for job in jobs]
         shared = self._read_node(now_us, forced=forced, costs_us=costs_us)
+        if self._gone(jobs, now_us):
+            return  # half a sample is none
         began_ns = time.thread_time_ns()
         for job, reading in zip(jobs, own, strict=True):
             if error := job.store(now_us, (shared, reading)):
@@ -311,6 +338,14 @@ class Sampler:
             before = self._costs_us.get(name, cost)
             self._costs_us[name] = before + _SMOOTHING * (cost - before)
         self._samples += 1
+
+    def _gone(self, jobs: list[SampledJob], now_us: int) -> bool:
+        """Say whether there is nothing to be seen any more; whoever made this sampler makes another one."""
+        if self._inside is None or not self._inside.gone:
+            return False
+        for job in jobs:
+            job.due_us = schedule.next_due_us(now_us, job.interval_us)
+        return True
 
     def _read_node(self, now_us: int, *, forced: bool, costs_us: dict[str, float]) -> Reading:
         interval_us = self._fastest_us()
@@ -326,6 +361,8 @@ class Sampler:
             try:
                 blocks += source.read()
             except (OSError, ValueError, IndexError) as error:
+                if self._inside and self._inside.gone:
+                    break
                 self._failed(source.name, error)
             ended_ns = time.thread_time_ns()
             costs_us[source.name] = (ended_ns - began_ns) / 1000

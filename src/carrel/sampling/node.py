@@ -4,7 +4,6 @@ A file that this kernel lacks is left out. Names are the kernel's own, so that i
 without names (``stat``, ``diskstats``) get those of proc(5).
 """
 
-import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from carrel.model.sample import Column, Schema
-from carrel.sampling.blocks import Block, Layout, read_all
+from carrel.sampling.blocks import Block, Layout, Opener, open_file
 
 SLOW_PERIOD_S = 60.0
 
@@ -55,6 +54,7 @@ class FileSource:
         *,
         period_s: float = 0.0,
         floating: bool = False,
+        opened: Opener = open_file,
     ) -> None:
         """Open the file.
 
@@ -65,6 +65,7 @@ class FileSource:
             describe: Returns the columns, in the order of the values.
             period_s: See ``Source``.
             floating: The values are no integers.
+            opened: What opens it.
 
         Raises:
             OSError: there is no such file.
@@ -77,10 +78,10 @@ class FileSource:
         self._floating = floating
         self._shape: Hashable = None
         self._layout: Layout | None = None
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._data, self._close = opened(path, slow=period_s > 0)
 
     def read(self) -> list[Block]:
-        data = read_all(self._descriptor)
+        data = self._data()
         shape, values = self._parse(data)
         if self._layout is None or shape != self._shape:
             columns = tuple(self._describe(data))
@@ -89,28 +90,31 @@ class FileSource:
         return [self._layout.block(values)]
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._close()
 
 
-def sources(proc: Path = Path("/proc"), *, slow_period_s: float = SLOW_PERIOD_S) -> list[FileSource]:
-    """Return the sources that this kernel offers."""
+def sources(
+    proc: Path = Path("/proc"), *, slow_period_s: float = SLOW_PERIOD_S, opened: Opener = open_file
+) -> list[FileSource]:
+    """Return the sources that a kernel offers: this one, or the one whose files ``opened`` opens."""
+    file = partial(FileSource, opened=opened)
     wanted: list[Callable[[], FileSource]] = [
-        lambda: FileSource("meminfo", proc / "meminfo", Every(1, 2, skip=b"kB"), _meminfo_columns),
-        lambda: FileSource("vmstat", proc / "vmstat", Every(1, 2), _vmstat_columns),
-        lambda: FileSource("loadavg", proc / "loadavg", _loadavg, _loadavg_columns, floating=True),
-        lambda: FileSource("cpu", proc / "stat", _stat, _stat_columns),
-        lambda: FileSource(
+        lambda: file("meminfo", proc / "meminfo", Every(1, 2, skip=b"kB"), _meminfo_columns),
+        lambda: file("vmstat", proc / "vmstat", Every(1, 2), _vmstat_columns),
+        lambda: file("loadavg", proc / "loadavg", _loadavg, _loadavg_columns, floating=True),
+        lambda: file("cpu", proc / "stat", _stat, _stat_columns),
+        lambda: file(
             "disk",
             proc / "diskstats",
             _Rows(header=0, name=2, fields=range(3, 14), leave=_PSEUDO_DISK_ROW),
             _disk_columns,
         ),
-        lambda: FileSource(
+        lambda: file(
             "net", proc / "net" / "dev", _Rows(header=2, name=0, fields=[1 + at for _, at in _NET]), _net_columns
         ),
-        lambda: FileSource("interrupts", proc / "interrupts", _interrupts, _interrupt_columns, period_s=slow_period_s),
+        lambda: file("interrupts", proc / "interrupts", _interrupts, _interrupt_columns, period_s=slow_period_s),
         *(
-            partial(FileSource, f"pressure_{name}", proc / "pressure" / name, pressure, pressure_columns)
+            partial(file, f"pressure_{name}", proc / "pressure" / name, pressure, pressure_columns)
             for name in _PRESSURES
         ),
     ]
@@ -154,7 +158,8 @@ def _meminfo_columns(data: bytes) -> list[Column]:
 
 def _vmstat_columns(data: bytes) -> list[Column]:
     names = data.decode().split()[::2]
-    return [Column(name, "pages", "gauge") if _is_gauge(name) else Column(name, "count", "counter") for name in names]
+    kinds = [("pages", "gauge") if _is_gauge(name) else ("count", "counter") for name in names]
+    return [Column(_UNSAFE.sub("_", name), *kind) for name, kind in zip(names, kinds, strict=True)]  # type: ignore[arg-type]  # a kind by construction
 
 
 def _is_gauge(name: str) -> bool:

@@ -56,7 +56,7 @@ _SUM = (
 _SUMMED = len([column for column in _SUM if column.kind == "counter"])
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """One reading of one process."""
 
     parent: int
@@ -88,38 +88,43 @@ class _Process:
             self.close()
             raise
 
-    def read(self) -> _Seen:
+    def read(self) -> Seen:
         """Read it.
 
         Raises:
             OSError: it is gone.
         """
-        head, _, tail = os.pread(self._stat, 4096, 0).rpartition(b")")  # a name may itself hold a parenthesis
-        field = tail.split()
-        io = [int(word) for word in os.pread(self._io, 4096, 0).split()[1::2]]
-        user, system = int(field[11]) * _TICK_NS, int(field[12]) * _TICK_NS
-        waited = int(field[39]) * _TICK_NS
-        resident = int(field[21]) * _PAGE
-        parent, threads = int(field[1]), int(field[17])
-        if self._layout is None:
-            name = head.partition(b"(")[2].decode(errors="replace")
-            schema = Schema(
-                set="process",
-                columns=_PROCESS,
-                source="/proc/PID/stat /proc/PID/io",
-                instance=str(self.pid),
-                label=name,
-            )
-            self._layout = Layout(schema)
-        row = (self.pid, parent, threads, user, system, int(field[9]), int(field[20]), resident, waited, *io[:6])
-        own_and_reaped = sum(map(int, field[11:15])) * _TICK_NS
-        sums = (own_and_reaped, (int(field[12]) + int(field[14])) * _TICK_NS, waited, io[0], io[1], io[4], io[5])
-        return _Seen(parent, threads, resident, sums, self._layout.block(row))
+        seen = parsed(os.pread(self._stat, 4096, 0), os.pread(self._io, 4096, 0), self._layout)
+        self._layout = seen.block.layout
+        return seen
 
     def close(self) -> None:
         for descriptor in (self._stat, self._io):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def parsed(stat: bytes, counted: bytes, layout: Layout | None) -> Seen:
+    """Return what ``/proc/PID/stat`` and ``io`` say; ``layout``: of an earlier reading of the same process.
+
+    Raises:
+        ValueError, IndexError: it is gone.
+    """
+    head, _, tail = stat.rpartition(b")")  # a name may itself hold a parenthesis
+    pid, _, name = head.partition(b" (")
+    field = tail.split()
+    io = [int(word) for word in counted.split()[1::2]]
+    user, system = int(field[11]) * _TICK_NS, int(field[12]) * _TICK_NS
+    waited = int(field[39]) * _TICK_NS
+    resident = int(field[21]) * _PAGE
+    parent, threads = int(field[1]), int(field[17])
+    if layout is None:
+        label, source = name.decode(errors="replace"), "/proc/PID/stat /proc/PID/io"
+        layout = Layout(Schema(set="process", columns=_PROCESS, source=source, instance=str(int(pid)), label=label))
+    row = (int(pid), parent, threads, user, system, int(field[9]), int(field[20]), resident, waited, *io[:6])
+    own_and_reaped = sum(map(int, field[11:15])) * _TICK_NS
+    sums = (own_and_reaped, (int(field[12]) + int(field[14])) * _TICK_NS, waited, io[0], io[1], io[4], io[5])
+    return Seen(parent, threads, resident, sums, layout.block(row))
 
 
 class ProcessSource:
@@ -141,7 +146,7 @@ class ProcessSource:
         """When each of them began: its number may be another's some day."""
         self._proc = proc
         self._known: dict[int, _Process] = {}
-        self._last: dict[int, _Seen] = {}
+        self._last: dict[int, Seen] = {}
         self._carried = [0] * _SUMMED
         self._most = [0] * _SUMMED
         self._layout = Layout(Schema(set="processes", columns=_SUM, source="/proc/PID/stat /proc/PID/io"))
@@ -159,6 +164,10 @@ class ProcessSource:
         seen = self._look(pids)
         for pid in self._last.keys() - seen.keys():
             self._known.pop(pid).close()
+        return self._summed(seen, len(pids))
+
+    def _summed(self, seen: dict[int, Seen], count: int) -> list[Block]:
+        for pid in self._last.keys() - seen.keys():
             if self._last[pid].parent not in seen:
                 self._carried = list(map(int.__add__, self._carried, self._last[pid].sums))
         self._last = seen
@@ -167,15 +176,15 @@ class ProcessSource:
         self._most = list(map(max, self._most, sums))
         threads = sum(one.threads for one in seen.values())
         resident = sum(one.resident for one in seen.values())
-        whole = self._layout.block((len(pids), len(seen), threads, resident, *self._most))
+        whole = self._layout.block((count, len(seen), threads, resident, *self._most))
         return [whole, *(one.block for one in seen.values())]
 
     def _below_roots(self) -> list[int]:
         self._roots = {pid: began for pid, began in self._roots.items() if _began(pid, self._proc) == began}
         return sorted({pid for root in self._roots for pid in descendants(root, self._proc)})
 
-    def _look(self, pids: Iterable[int]) -> dict[int, _Seen]:
-        seen: dict[int, _Seen] = {}
+    def _look(self, pids: Iterable[int]) -> dict[int, Seen]:
+        seen: dict[int, Seen] = {}
         for pid in pids:
             process = self._known.get(pid)
             try:

@@ -57,7 +57,8 @@ def summary(directory: Path) -> JobSummary:
     for survey in surveys(directory):
         if survey.summary is not None:
             nodes[survey.summary.node, survey.summary.view] = survey.summary
-        job = survey.usage.job or job
+        if survey.usage.job is not None and (job is None or of_stem(survey.path.name)[1] == "host"):
+            job = survey.usage.job  # a guest has less than its job
         running = True
     if job is None:
         raise NotFoundError(f"{directory}: nothing has been sampled yet")
