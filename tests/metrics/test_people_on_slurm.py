@@ -101,18 +101,26 @@ def test_an_output_that_became_a_link_to_a_file_of_root_is_not_written(
 
 
 def test_a_running_job_can_be_watched_to_its_end_and_plotted(box: Sandbox, user: User) -> None:
-    job = submit(box, user, "srun -N2 -n2 sh -c 'sleep 2'", "-N2", "-c1")
+    go = user.home / f"people.go.{os.getpid()}"
+    job = submit(box, user, f"srun -N2 -n2 sh -c 'until [ -e {go} ]; do sleep 0.1; done'", "-N2", "-c1")
     folder = box.dir / "metrics" / user.name / str(job)
     wait_for(lambda: len(list(folder.glob("*.seg"))) == 2)
     plotted = carrel(box, "job", "plot", str(job), "cpu", "meminfo.MemFree", who=user.name)
     assert plotted.returncode == 0, plotted.stderr
     assert ", so far" in plotted.stdout.splitlines()[0]
     assert plotted.stdout.count("CPUs busy") + plotted.stdout.count("meminfo.MemFree") == 4
-    watched = carrel(box, "job", "watch", str(job), "--every", "0.2", "--json", who=user.name)
-    assert watched.returncode == 0, watched.stderr
-    moments: list[dict[str, Any]] = [json.loads(line) for line in watched.stdout.splitlines()]
+    command = box.command(
+        [*CARREL, "job", "watch", str(job), "--every", "0.2", "--json"], netns=box.netns, user=user.name
+    )
+    with subprocess.Popen(command, env={**os.environ, **box.env}, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        moments: list[dict[str, Any]] = [json.loads(watching.stdout.readline()) for _ in range(6)]
+        go.touch()
+        watching.stdout.read()
+        assert watching.wait(timeout=60) == 0
+    go.unlink()
     assert {moment["node"] for moment in moments} == set(box.facts().nodes)
-    assert len(moments) > 4
+    assert len({(moment["node"], moment["time"]) for moment in moments}) == 6
     finished(box, user, job)
     again = carrel(box, "job", "watch", str(job), who=user.name)
     assert (again.returncode, again.stderr) == (3, f"carrel: job {job} has ended; see: carrel job report {job}\n")
