@@ -180,14 +180,15 @@ def lines(**more: Any) -> list[str]:
 
 def test_a_chart_has_its_title_its_limit_and_its_axes() -> None:
     assert lines() == [
-        "CPUs busy of 4   ━━ c1: peak 4, last 4   ━━ c2: peak 1, last 1",
+        "CPUs busy of 4   ━━ c1: peak 4, last 4",
+        "          ━━ c2: peak 1, last 1",
         "      4 ┤╌╌╌╌╌╌╌╌╌╌╌╌⢀⡠⠒⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉",
         "        │         ⢀⠤⠊⠁",
         "      2 ┤      ⣀⠔⠊⠁",
         "        │⠤⠤⠤⣤⠴⠮⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤⠤",
         "      0 ┤⡠⠔⠉",
         "        └┬──────────────┬──────────────┬",
-        "         0           30.0 s       1:00 min",
+        "         0           30.0 s     1:00 min",
     ]
 
 

@@ -84,7 +84,7 @@ def _one(
     chart: Chart, curves: tuple[Curve, ...], *, width: int, height: int, colour: bool, unicode: bool
 ) -> Iterator[Text]:
     peak = max((curve.peak or 0.0 for curve in curves), default=0.0)
-    yield _title(chart, curves, colour=colour)
+    yield from _title(chart, curves, width=width, colour=colour)
     if peak == 0:
         return
     ceiling = chart.ceiling if chart.ceiling and peak >= _CEILING_SHOWN * chart.ceiling else None
@@ -103,22 +103,28 @@ def _one(
     yield from _time_axis(chart, columns, unicode=unicode)
 
 
-def _title(chart: Chart, curves: tuple[Curve, ...], *, colour: bool) -> Text:
+def _title(chart: Chart, curves: tuple[Curve, ...], *, width: int, colour: bool) -> Iterator[Text]:
+    """Yield what is drawn and how far each curve went, in as many lines as that takes."""
     line = Text(chart.title, style="bold" if colour else "")
     if chart.ceiling:
         line.append(f" of {shown(chart.ceiling, chart.unit)}", style="not bold")
     for at, curve in enumerate(curves):
-        line.append("   ")
-        if len(curves) > 1:
-            line.append("━━ ", style=f"not bold {COLOURS[at % len(COLOURS)]}")
-        if curve.peak is None:
-            line.append(f"{curve.label}: nothing was read", style="not bold dim" if colour else "")
-        elif curve.peak == 0:
-            line.append(f"{curve.label}: none", style="not bold")
-        else:
-            last = "" if curve.last is None else f", last {shown(curve.last, chart.unit)}"
-            line.append(f"{curve.label}: peak {shown(curve.peak, chart.unit)}{last}", style="not bold")
-    return line
+        words = Text("━━ " if len(curves) > 1 else "", style=COLOURS[at % len(COLOURS)] if len(curves) > 1 else "")
+        words.append(_reach(curve, chart.unit), style="default" if colour else "")
+        if line.cell_len + 3 + words.cell_len > width:
+            yield line
+            line = Text(" " * _LABEL)
+        line += Text("   ") + words
+    yield line
+
+
+def _reach(curve: Curve, unit: str) -> str:
+    if curve.peak is None:
+        return f"{curve.label}: nothing was read"
+    if curve.peak == 0:
+        return f"{curve.label}: none"
+    last = "" if curve.last is None else f", last {shown(curve.last, unit)}"
+    return f"{curve.label}: peak {shown(curve.peak, unit)}{last}"
 
 
 def _time_axis(chart: Chart, columns: int, *, unicode: bool) -> Iterator[Text]:
@@ -126,7 +132,7 @@ def _time_axis(chart: Chart, columns: int, *, unicode: bool) -> Iterator[Text]:
     days = max(1, math.ceil(span_s / 86400 / (columns // 12 or 1)))
     tick_s = next((tick for tick in _TIME_STEPS_S if span_s / tick <= max(1, columns // 12)), days * 86400)
     axis = ["─" if unicode else "-"] * columns
-    labels = [" "] * (columns + 2)
+    labels = [" "] * columns
     free = 0
     for n in range(int(span_s / tick_s) + 1):
         at = min(columns - 1, round(n * tick_s / (span_s or 1) * (columns - 1)))

@@ -274,8 +274,9 @@ class Sampler:
         return job.groups
 
     def _watch_gpus(self, job: SampledJob, pid: int) -> None:
-        found = gpu.of_job(job.job.gpus, job.groups, [pid] if pid else [])
-        if found and job.gpus is None:
+        if self._inside is not None or job.gpus is not None:
+            return
+        if found := gpu.of_job(job.job.gpus, job.groups, [pid] if pid else []):
             job.gpus = self._gpus.source(found)
 
     def _interval_us(self, seconds: float) -> int:
