@@ -22,7 +22,7 @@ SPANK_PLUGIN(carrel, 1)
 #define IN_JOB "SLURM_SPANK_" CARRIED /* what Slurm makes of CARRIED in the job's own environment */
 
 enum { NAME_MAX_BYTES = 96, VALUE_MAX_BYTES = 65536 };
-enum { IMAGE, PER, CLONE, MOUNT, ROOT, BOOT_TIMEOUT, DRIVER, CARRIED_COUNT };
+enum { IMAGE, PER, CLONE, MOUNT, ROOT, BOOT_TIMEOUT, DRIVER, REPORT, CARRIED_COUNT };
 enum { CLOUD = CARRIED_COUNT, CLOUD_TYPE, CLOUD_CREATE, REQUEST_COUNT };
 
 static bool is_word(const char *value)
@@ -84,6 +84,8 @@ static const struct request {
 			   CARRIED "BOOT_TIMEOUT_S", { 0 }, is_seconds, "1 to 86400 seconds" },
 	[DRIVER] = { "guest-driver", "NAME", "what makes the guest", "CARREL_GUEST_DRIVER", CARRIED "DRIVER", { 0 },
 		     is_word, "the name of a driver; see: carrel node check" },
+	[REPORT] = { "carrel-report", NULL, "print what the job used at the end of its output file (sbatch)",
+		     "CARREL_REPORT", CARRIED "REPORT", { "yes", "no" }, NULL, "yes or no" },
 	[CLOUD] = { .option = "cloud", "kvm", "as --guest-driver=qemu, in the site's image where --guest is absent",
 		    .words = { "kvm" }, .must_be = "kvm" },
 	[CLOUD_TYPE] = { .option = "cloud-type", "kvm", "as --cloud", .words = { "kvm" }, .must_be = "kvm" },
@@ -242,14 +244,14 @@ int slurm_spank_init_post_opt(spank_t spank, int argc, char **argv)
 	bool in_guest_job = getenv(IN_JOB "IMAGE") != NULL;
 	resolve_aliases();
 	for (int i = 0; i < REQUEST_COUNT && !given[IMAGE] && !in_guest_job && !getenv(requests[IMAGE].input); i++)
-		if (given[i]) {
+		if (given[i] && i != REPORT) {
 			slurm_error("--%s: needs --guest=IMAGE", requests[i].option);
 			return -1;
 		}
 	if (read_inputs(in_guest_job) != 0)
 		return -1;
-	for (int i = 0; i < CARRIED_COUNT && given[IMAGE]; i++)
-		if (given[i] && carry(spank, &requests[i], given[i]) != 0)
+	for (int i = 0; i < CARRIED_COUNT; i++)
+		if (given[i] && (given[IMAGE] || i == REPORT) && carry(spank, &requests[i], given[i]) != 0)
 			return -1;
 	return 0;
 }

@@ -141,7 +141,7 @@ class Metrics(Section, frozen=True):
     user_bytes_max: int = 10 * 2**30
     """A user's oldest jobs are removed beyond this; 0: never."""
     readers: str = ""
-    """Unix group that may read the samples of all users; empty: each user's own group may read theirs."""
+    """Unix group that may read the samples of all users, such as that of Slurm's operators; empty: only root may."""
     operators: str = ""
     """Unix group that may change how often any job is sampled, as its owner and root may."""
     sampler: Literal["carrel", "ldms"] = "carrel"

@@ -22,7 +22,7 @@ from carrel.model.report import Event, NodeReport
 from carrel.testing.daemons import ControllerProcess, a_guest, a_report, fake_carreld
 
 GUEST = "7.1795220388.0"
-SQUEUE = "7|1001|1001|RUNNING|0|1795220388|UNLIMITED|1|c[1-2]|ada|main|"
+SQUEUE = "7|1001|1001|RUNNING|0|1795220388|UNLIMITED|1|c[1-2]|ada|main|7|N/A|"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from carrel.config import Metrics
 from carrel.model.sample import Column
-from carrel.sampling import cgroup, node, processes
+from carrel.sampling import cgroup, gpu, node, processes
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md").read_text()
 WORDS = set(re.findall(r"[A-Za-z0-9_.]+", PAGE))
@@ -33,6 +33,12 @@ def test_a_metric_of_the_job_has_its_row_with_its_unit(column: Column) -> None:
 def test_every_metric_of_processes_is_named() -> None:
     assert {f"processes.{column.name}" for column in processes._SUM} <= WORDS
     assert {column.name for column in processes._PROCESS} <= WORDS
+
+
+def test_every_metric_of_gpus_is_named_with_its_unit() -> None:
+    for column in gpu.COLUMNS:
+        (row,) = [line for line in PAGE.splitlines() if f"`gpu.<n>.{column.name}`" in line]
+        assert f"| {column.unit} | {column.kind} |" in row
 
 
 def test_every_set_of_the_node_is_named() -> None:

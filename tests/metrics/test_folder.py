@@ -52,7 +52,7 @@ def test_it_is_called_after_user_and_job_and_is_closed_to_others(tmp_path: Path)
     folder = made(tmp_path)
     assert folder.path == tmp_path / "ann" / "7"
     for path in (folder.path, folder.path.parent):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o750
+        assert stat.S_IMODE(path.stat().st_mode) == 0o2750
     folder.close()
 
 

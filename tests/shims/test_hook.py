@@ -126,6 +126,22 @@ def test_a_job_without_a_guest_leaves_a_hint_for_the_sampler(tmp_path: Path, rol
     assert [path.name for path in (tmp_path / "c1" / "hints").iterdir()] == [hint]
 
 
+@pytest.mark.parametrize(
+    ("role", "asked", "hints"),
+    [
+        ("prolog", "yes", {"begin.4711", "report.4711"}),
+        ("prolog", "no", {"begin.4711"}),
+        ("epilog", "yes", {"end.4711"}),
+    ],
+)
+def test_a_wish_for_a_report_is_a_hint_of_the_prolog(tmp_path: Path, role: str, asked: str, hints: set[str]) -> None:
+    (tmp_path / "c1" / "hints").mkdir(parents=True)
+    (tmp_path / "carrel.toml").write_text(f'[node]\ndir = "{tmp_path}/{{node}}"\n')
+    said, _ = hook(role, {**JOB, "SPANK_CARREL_JOB_REPORT": asked, "CARREL_CONFIG": str(tmp_path / "carrel.toml")})
+    assert said == ""
+    assert {path.name for path in (tmp_path / "c1" / "hints").iterdir()} == hints
+
+
 def test_a_hint_that_cannot_be_left_drains_no_node(tmp_path: Path) -> None:
     (tmp_path / "c1" / "hints" / "begin.4711").mkdir(parents=True)
     (tmp_path / "carrel.toml").write_text(f'[node]\ndir = "{tmp_path}/{{node}}"\n')

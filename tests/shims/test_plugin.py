@@ -109,6 +109,15 @@ def test_a_job_without_a_guest_is_left_alone(cluster: Cluster) -> None:
     assert cluster.prolog() == ""
 
 
+@pytest.mark.parametrize("asked", [["--carrel-report"], []], ids=["option", "variable"])
+def test_a_report_is_asked_for_with_or_without_a_guest(cluster: Cluster, asked: list[str]) -> None:
+    env = {} if asked else {"CARREL_REPORT": "yes"}
+    assert cluster.batch("echo bare", *asked, env=env) == "bare\n"
+    assert cluster.prolog() == "SPANK_CARREL_JOB_REPORT=yes\n"
+    cluster.batch("true", *asked, "--guest=debian12", env=env)
+    assert "SPANK_CARREL_JOB_REPORT=yes\n" in cluster.prolog()
+
+
 def test_the_task_of_a_guest_job_becomes_carrel_enter_and_ends_as_it_ends(cluster: Cluster) -> None:
     done = cluster.run("srun", "--guest=debian12", "echo", "a b", "--", "-x")
     assert "ENTERED echo a b -- -x" in done.stdout

@@ -11,7 +11,7 @@ from carrel.model.job import Job
 from carrel.slurm import version
 from carrel.slurm.client import SlurmClient
 
-RUNNING = "1|1001|1002|RUNNING|2|1795220388|1-02:03:04|4294901759|kn[1-2]|ada|main|\n"
+RUNNING = "1|1001|1002|RUNNING|2|1795220388|1-02:03:04|4294901759|kn[1-2]|ada|main|1|N/A|\n"
 DETAILS = (
     "JobId=1 JobName=wrap UserId=ada(1001) GroupId=ada(1002) Account=(null) JobState=RUNNING NodeList=kn[1-2]"
     " JOB_GRES=(null)   Nodes=kn1 CPU_IDs=0-1,4 Mem=400 GRES=   Nodes=kn2 CPU_IDs=0 Mem=200 GRES= MinCPUsNode=2\n"
@@ -121,7 +121,7 @@ def test_a_missing_slurm_command_is_named(tmp_path: Path) -> None:
 
 def test_an_answer_of_another_shape_is_not_guessed_at(commands: Commands) -> None:
     commands.says("squeue", "1|RUNNING|\n")
-    with pytest.raises(UnreachableError, match="not 11 fields"):
+    with pytest.raises(UnreachableError, match="not 13 fields"):
         asyncio.run(commands.client().jobs())
 
 
@@ -137,14 +137,14 @@ def test_an_answer_of_another_shape_is_not_guessed_at(commands: Commands) -> Non
     ],
 )
 def test_slurms_words_for_a_living_job_become_ours(commands: Commands, word: str, priority: int, state: str) -> None:
-    commands.says("squeue", f"1|0|0|{word}|0|1795220388|UNLIMITED|{priority}|kn1|root|main|\n")
+    commands.says("squeue", f"1|0|0|{word}|0|1795220388|UNLIMITED|{priority}|kn1|root|main|1|N/A|\n")
     (job,) = asyncio.run(commands.client().jobs())
     assert (job.state, job.slurm_state, job.time_limit_s) == (state, word, None)
 
 
 @pytest.mark.parametrize("word", ["COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"])
 def test_a_job_that_slurm_has_finished_with_is_not_listed(commands: Commands, word: str) -> None:
-    commands.says("squeue", f"1|0|0|{word}|0|1795220388|UNLIMITED|1|kn1|root|main|\n")
+    commands.says("squeue", f"1|0|0|{word}|0|1795220388|UNLIMITED|1|kn1|root|main|1|N/A|\n")
     assert asyncio.run(commands.client().jobs()) == []
 
 
@@ -208,3 +208,36 @@ def test_a_slurm_that_does_not_name_its_cluster_was_not_understood_and_no_run_co
     commands.says("squeue", RUNNING)
     with pytest.raises(UnreachableError, match="slurm did not name its cluster"):
         asyncio.run(commands.client().jobs())
+
+
+def test_the_tasks_of_an_array_know_which_array_and_which_task(commands: Commands) -> None:
+    commands.says("squeue", RUNNING.replace("|1|N/A|", "|7|3|"))
+    commands.says("scontrol show job", DETAILS)
+    job = one_job(commands)
+    assert job is not None
+    assert (job.array_job_id, job.array_task_id) == (7, 3)
+
+
+def test_an_array_that_waits_is_no_task_of_it(commands: Commands) -> None:
+    commands.says("squeue", RUNNING.replace("|1|N/A|", "|1|0-9%2|"))
+    commands.says("scontrol show job", DETAILS)
+    job = one_job(commands)
+    assert job is not None
+    assert (job.array_job_id, job.array_task_id) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("", ()),
+        ("gpu:2(IDX:0-1)", (0, 1)),
+        ("gpu:a100:2(IDX:0,3),gpu:v100:1(IDX:5),tmp:100M", (0, 3, 5)),
+        ("nic:1(IDX:0)", ()),
+    ],
+)
+def test_a_job_has_the_gpus_of_the_node_that_looks(commands: Commands, gres: str, gpus: tuple[int, ...]) -> None:
+    commands.says("squeue", RUNNING)
+    commands.says("scontrol show job", DETAILS.replace("Mem=400 GRES=", f"Mem=400 GRES={gres}"))
+    job = one_job(commands)
+    assert job is not None
+    assert (job.gpus, job.cpus) == (gpus, 3)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import pwd
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +13,14 @@ import msgspec
 from cyclopts import App, Parameter
 
 from carrel import config
-from carrel.cli import api, output
+from carrel.cli import api, output, samples
 from carrel.cli.guest import JobId, Json, Timing, describe
-from carrel.cli.report import lines
+from carrel.cli.plot import plot
+from carrel.cli.report import array_lines, lines
+from carrel.cli.samples import JobName
+from carrel.cli.watch import watch
 from carrel.config import Config
-from carrel.core import report
+from carrel.core import arrays, report
 from carrel.daemons import views
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
 from carrel.model.job import Job, JobState
@@ -25,6 +28,8 @@ from carrel.sampling import reading
 from carrel.slurm.client import SlurmClient
 
 app = App(name="job", help="Slurm's jobs and the guests that they run in.")
+app.command(plot)
+app.command(watch)
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,14 +116,22 @@ def events(job: JobId, /, *, json: Json = False) -> None:
 
 
 @app.command(name="report")
-def report_(job: JobId, /, *, json: Json = False) -> None:
-    """Show how well a job used its CPUs, memory and time limit, and what to ask for next time."""
-    root = Path(config.load().metrics.root)
-    made = report.report(reading.summary(reading.find(root, job)))
+def report_(job: JobName, /, *, json: Json = False) -> None:
+    """Show how well a job, or an array of them, used its CPUs, memory, GPUs and time limit, and what to ask for."""
+    found = samples.find(config.load(), job)
+    if found.directory is not None:
+        made = report.report(reading.summary(found.directory))
+        _tell(made, lines(made), json=json)
+    else:
+        whole = arrays.array_report(found.job_id, [reading.summary(path) for path in found.tasks.values()])
+        _tell(whole, array_lines(whole), json=json)
+
+
+def _tell(made: object, shown: Iterator[str], *, json: bool) -> None:
     if json:
         output.objects([made])
         return
-    for line in lines(made):
+    for line in shown:
         print(output.printable(line))
 
 

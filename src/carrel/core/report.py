@@ -5,6 +5,7 @@ process's peak times a number of tasks. Advice has the line to write; where no l
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -63,6 +64,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     imbalance: float | None
     """CPU time of the busiest node over the mean of all; null: one node."""
     gap_s: float
+    gpus: int
+    gpus_idle: int
+    gpu_part: float | None
+    """Mean over all GPUs and all time."""
+    gpu_memory_peak_bytes: int | None
+    """Most on any one GPU."""
+    gpu_memory_bytes: int | None
+    """Of that one."""
+    gpu_energy_j: float | None
     advice: tuple[Advice, ...]
 
 
@@ -72,6 +82,7 @@ def report(summary: JobSummary) -> Report:
     job = summary.job
     elapsed_s = max((n.last_s for n in nodes), default=0.0) - min((n.first_s for n in nodes), default=0.0)
     fullest = max(nodes, key=_fullness, default=None)
+    gpu = max(nodes, key=lambda node: node.gpu_memory_peak_bytes or 0, default=None)
     made = Report(
         job_id=job.key.job_id,
         run=summary.run,
@@ -94,15 +105,32 @@ def report(summary: JobSummary) -> Report:
         io_wait_s=_sum([node.io_wait_s for node in nodes]),
         imbalance=_imbalance(nodes),
         gap_s=max((node.gap_s for node in nodes), default=0.0),
+        gpus=sum(node.gpus for node in nodes),
+        gpus_idle=sum(node.gpus_idle for node in nodes),
+        gpu_part=_gpu_part(nodes),
+        gpu_memory_peak_bytes=gpu.gpu_memory_peak_bytes if gpu else None,
+        gpu_memory_bytes=gpu.gpu_memory_bytes if gpu else None,
+        gpu_energy_j=_sum([node.gpu_energy_j for node in nodes if node.gpus]),
         advice=(),
     )
-    return msgspec.structs.replace(made, advice=(*_cpu(made), *_memory(made), *_time(made), *_other(made)))
+    advice = (*cpu_advice(made), *memory_advice(made), *time_advice(made), *_gpu(made), *_other(made))
+    return msgspec.structs.replace(made, advice=advice)
 
 
 def outer_views(nodes: Sequence[NodeSummary]) -> tuple[NodeSummary, ...]:
     """Return what was seen from outside, and from inside where nobody was outside: ``c1``, ``c1:0.3``."""
     outside = {node.node for node in nodes if node.view == "host"}
-    return tuple(node for node in nodes if node.view == "host" or node.node.partition(":")[0] not in outside)
+    shown = (node for node in nodes if node.view == "host" or node.node.partition(":")[0] not in outside)
+    return tuple(sorted(shown, key=lambda node: natural(node.node)))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return what sorts node 2 before node 10.
+
+    >>> sorted(["c10", "c2", "c2-ib", "login"], key=natural)
+    ['c2', 'c2-ib', 'c10', 'login']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -134,6 +162,12 @@ def _memory_part(nodes: Sequence[NodeSummary]) -> float | None:
     return used / sum(node.memory_limit_bytes for node in nodes)
 
 
+def _gpu_part(nodes: Sequence[NodeSummary]) -> float | None:
+    seen = [node for node in nodes if node.gpus]
+    used = _sum([None if node.gpu_part is None else node.gpu_part * node.gpus for node in seen])
+    return None if used is None else used / sum(node.gpus for node in seen)
+
+
 def _imbalance(nodes: Sequence[NodeSummary]) -> float | None:
     used = _sum([node.cpu_s for node in nodes])
     if len(nodes) < 2 or not used:
@@ -141,7 +175,8 @@ def _imbalance(nodes: Sequence[NodeSummary]) -> float | None:
     return max(node.cpu_s or 0.0 for node in nodes) * len(nodes) / used
 
 
-def _cpu(made: Report) -> list[Advice]:
+def cpu_advice(made: Report) -> list[Advice]:
+    """Return what to ask for where CPUs rested."""
     if made.elapsed_s < SHORT_S or made.cpu_part is None:
         return []
     idle = [node for node in made.nodes if (node.cpu_s or 0.0) < IDLE * node.cpus * (node.last_s - node.first_s)]
@@ -160,7 +195,8 @@ def _cpu(made: Report) -> list[Advice]:
     return [Advice(text=f"{text}: is the program told how many CPUs it has, and does it wait for something?")]
 
 
-def _memory(made: Report) -> list[Advice]:
+def memory_advice(made: Report) -> list[Advice]:
+    """Return what to ask for so that the fullest node has enough, and not far more."""
     peak, limit = made.memory_peak_bytes, made.memory_limit_bytes
     killed = sum(node.oom_kills or 0 for node in made.nodes)
     if not peak or not limit:
@@ -183,7 +219,8 @@ def _mem(need_bytes: float) -> str:
     return f"#SBATCH --mem={_mem_bytes(need_bytes) // 2**20}M"
 
 
-def _time(made: Report) -> list[Advice]:
+def time_advice(made: Report) -> list[Advice]:
+    """Return what to ask for so that a job that takes as long has time enough, and not far more."""
     if not made.complete or made.time_part is None:
         return []
     wanted_s = max(_TIME_MIN_S, math.ceil(made.elapsed_s * TIME_MARGIN / 60) * 60)
@@ -200,6 +237,27 @@ def _limit(seconds: int) -> str:
     days, rest = divmod(seconds, 86400)
     clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:00"
     return f"#SBATCH --time={days}-{clock}" if days else f"#SBATCH --time={clock}"
+
+
+def _gpu(made: Report) -> list[Advice]:
+    if not made.gpus or made.gpu_part is None or made.elapsed_s < SHORT_S:
+        return []
+    if made.gpus_idle == made.gpus:
+        return [Advice(text=f"{_all_of(made.gpus)} was never busy: leave out the line that asks for it")]
+    if made.gpus_idle:
+        busiest = max(node.gpus - node.gpus_idle for node in made.nodes)
+        line = f"#SBATCH --gpus-per-node={busiest}"
+        enough = busiest < max(node.gpus for node in made.nodes)
+        text = f"{made.gpus_idle} of {made.gpus} GPUs {'was' if made.gpus_idle == 1 else 'were'} never busy"
+        return [Advice(text=text, directive=line if enough else "")]
+    if made.gpu_part < WASTEFUL:
+        text = f"GPUs were busy {made.gpu_part:.0%} of the time"
+        return [Advice(text=f"{text}: do they wait for input, and would fewer of them, or a part of one, do?")]
+    return []
+
+
+def _all_of(gpus: int) -> str:
+    return "the GPU" if gpus == 1 else f"each of the {gpus} GPUs"
 
 
 def _other(made: Report) -> list[Advice]:

@@ -4,6 +4,7 @@ Fed row by row, so that a week of samples needs no more memory than a second of 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from carrel.model.job import Job
 from carrel.model.sample import NodeSummary, Note, View
@@ -28,8 +29,45 @@ _COUNTERS = (
     "processes.read_bytes",
     "processes.written_bytes",
 )
-WANTED = frozenset((*_PEAKS, *_COUNTERS))
-"""The only columns that matter here; rows may have others."""
+_WANTED = frozenset((*_PEAKS, *_COUNTERS))
+
+
+def wanted(name: str) -> bool:
+    """Return whether a column matters here; rows may have others."""
+    return name in _WANTED or name.startswith("gpu.")
+
+
+class _Gpu:
+    """What one GPU did so far."""
+
+    def __init__(self) -> None:
+        self.busy_area = self.busy_us = 0.0
+        self.ever_busy = False
+        self.memory_peak = self.memory = 0.0
+        self.energy_first: float | None = None
+        self.energy_last = 0.0
+        self._before: tuple[int, float] | None = None
+
+    def take(self, time_us: int, metric: str, value: float) -> None:
+        match metric:
+            case "busy_percent":
+                if self._before is not None:
+                    before_us, before = self._before
+                    self.busy_area += (value + before) / 2 * (time_us - before_us)
+                    self.busy_us += time_us - before_us
+                self._before = (time_us, value)
+                self.ever_busy = self.ever_busy or value > 0
+            case "memory_used_bytes":
+                self.memory_peak = max(self.memory_peak, value)
+            case "memory_bytes":
+                self.memory = value
+            case "energy_mj":
+                self.energy_first = value if self.energy_first is None else self.energy_first
+                self.energy_last = value
+
+    @property
+    def part(self) -> float | None:
+        return self.busy_area / self.busy_us / 100 if self.busy_us else None
 
 
 class Usage:
@@ -51,6 +89,7 @@ class Usage:
         self._memory_before: tuple[int, float] | None = None
         self._cpu_before: tuple[int, float] | None = None
         self._cpu_peak: float | None = None
+        self._gpus: dict[str, _Gpu] = {}
 
     def note(self, note: Note) -> None:
         """Take what a note says: whose job it is, where samples are missing, whether it has ended."""
@@ -74,6 +113,10 @@ class Usage:
                 self._counters[name] = max(values[name], self._counters.get(name, 0))
         self._memory(time_us, values)
         self._cpu(time_us, values)
+        for name, value in values.items():
+            if name.startswith("gpu."):
+                _, number, metric = name.split(".", 2)
+                self._gpus.setdefault(number, _Gpu()).take(time_us, metric, value)
 
     def _memory(self, time_us: int, values: Mapping[str, float]) -> None:
         used = values.get("job.memory_used_bytes")
@@ -124,7 +167,25 @@ class Usage:
             throttled_s=_scaled(count("job.throttled_ns"), 1e-9),
             oom_kills=_whole(count("job.oom_kills")),
             processes_peak=_whole(peak("processes.processes")),
+            **self._gpu_sums(),
         )
+
+    def _gpu_sums(self) -> dict[str, Any]:
+        """Return the fields of a summary that are about GPUs; none where none was seen."""
+        gpus = list(self._gpus.values())
+        if not gpus:
+            return {}
+        parts = [gpu.part for gpu in gpus if gpu.part is not None]
+        fullest = max(gpus, key=lambda gpu: gpu.memory_peak)
+        energies = [gpu.energy_last - gpu.energy_first for gpu in gpus if gpu.energy_first is not None]
+        return {
+            "gpus": len(gpus),
+            "gpus_idle": sum(gpu.part is not None and not gpu.ever_busy for gpu in gpus),
+            "gpu_part": round(sum(parts) / len(parts), 6) if parts else None,
+            "gpu_memory_peak_bytes": _whole(fullest.memory_peak or None),
+            "gpu_memory_bytes": _whole(fullest.memory or None),
+            "gpu_energy_j": _scaled(sum(energies), 1e-3) if len(energies) == len(gpus) else None,
+        }
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

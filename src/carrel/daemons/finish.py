@@ -8,19 +8,22 @@ import contextlib
 import os
 import random
 import subprocess  # awaited here; see carrel.sampling.compact
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from carrel.config import Metrics
 from carrel.errors import CarrelError
+from carrel.process import run_async
 from carrel.sampling import compact, prune
 from carrel.sampling.folder import JobFolder, of_stem
 from carrel.sampling.job import segments
 from carrel.sampling.spool import Spool
 
 TABLES_TIMEOUT_S = 3600.0
+REPORT_TIMEOUT_S = 120.0
 RETRY_S = 600.0
 PRUNE_PERIOD_S = 86400.0
 """Nodes may share the root: each looks at all of it once a day, at a moment of its own."""
@@ -31,6 +34,8 @@ class Work(NamedTuple):
 
     open: Callable[[], JobFolder]
     done: Callable[[], None]
+    output: Callable[[], Awaitable[str]] | None = None
+    """Asked for the file at whose end what the job used is to be printed, once; None: nowhere."""
 
 
 class Finisher:
@@ -45,6 +50,7 @@ class Finisher:
         self._node = node
         self._failed = failed
         self._work: asyncio.Queue[Work] = asyncio.Queue()
+        self._reports: set[asyncio.Task[None]] = set()
 
     def put(self, work: Work) -> None:
         """Do it soon, and again until it is done: a disk may be full for an hour."""
@@ -67,6 +73,8 @@ class Finisher:
                     work.done()
         finally:
             pruning.cancel()
+            for report in self._reports:
+                report.cancel()
 
     async def _finish(self, work: Work) -> None:
         folder = await asyncio.to_thread(work.open)
@@ -74,6 +82,11 @@ class Finisher:
             for name in await asyncio.to_thread(os.listdir, folder.descriptor):
                 if name.endswith(".seg") and self._ours(name):
                     await self._make_tables(folder, name.removesuffix(".seg"))
+            if work.output is not None:
+                # The tables of the next job do not wait for it.
+                report = asyncio.ensure_future(self._report(work.output, folder.path, folder.uid))
+                self._reports.add(report)
+                report.add_done_callback(self._reports.discard)
         finally:
             folder.close()
 
@@ -91,6 +104,16 @@ class Finisher:
     def _ours(self, name: str) -> bool:
         """Say whether samples are of this node, or of a guest on it."""
         return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == self._node
+
+    async def _report(self, output: Callable[[], Awaitable[str]], path: Path, uid: int) -> None:
+        """Print what the job used at the end of its output. What fails is counted: the job has ended."""
+        try:
+            if file := await output():
+                # By name: what people see is above us, and in a process of its own, which becomes the user.
+                words = [sys.executable, "-m", "carrel.cli.atend", str(path), file]
+                await run_async([*words, "--uid", str(uid)], timeout_s=REPORT_TIMEOUT_S)
+        except CarrelError as error:
+            self._failed("report", error)
 
     async def leftovers(self, known: Callable[[Path], bool]) -> None:
         """Finish what this node has begun and nobody remembers: it lost its power, or its directory."""

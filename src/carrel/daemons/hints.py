@@ -1,4 +1,4 @@
-"""Hints of the hooks: ``<directory>/begin.4711`` and ``end.4711``, empty files that ``sh`` leaves without a Python."""
+"""Hints of the hooks: empty files, ``begin.4711`` or ``end`` or ``report``, that ``sh`` leaves without a Python."""
 
 import shutil
 import time
@@ -11,10 +11,10 @@ FRESH_S = 10.0
 
 
 class Hint(NamedTuple):
-    """A job has begun, or ended, on this node."""
+    """A job has begun, or ended, on this node; or its user wants a report at its end."""
 
     job_id: int
-    what: Literal["begin", "end"]
+    what: Literal["begin", "end", "report"]
 
 
 class Hints:
@@ -49,7 +49,11 @@ class Hints:
                 path.unlink()
             except OSError:
                 continue
-            if job_id.isascii() and job_id.isdigit():
+            if not (job_id.isascii() and job_id.isdigit()):
+                continue
+            if kind == "report":  # before its beginning, which remembers it
+                yield Hint(int(job_id), "report")
+            else:
                 left.setdefault(int(job_id), []).append((left_s, kind))
         for number, hints in sorted(left.items()):
             last_s, last = max(hints)

@@ -82,6 +82,8 @@ class JobMetrics:
         self._alive: set[JobKey] = set()
         """Known to run by this process: they are sampled. Others wait for Slurm's word."""
         self._retry_at_s: dict[JobKey, float] = {}
+        self._to_report: set[int] = set()
+        """Ids of jobs that begin and asked for a report in their output."""
         self._attaching: dict[Pid, asyncio.Task[None]] = {}
         self._attached: set[Pid] = set()
         self._living: frozenset[int] = frozenset()
@@ -292,7 +294,9 @@ class JobMetrics:
             self._retry_at_s.clear()
         self._failures.tell(self.status() or SamplerStatus(), self._node.journal.add)
         for hint in self._hints.taken():
-            if hint.what == "begin":
+            if hint.what == "report":
+                self._wants_report(hint.job_id)
+            elif hint.what == "begin":
                 self.begin(hint.job_id, anew=True)
             else:
                 self.end(hint.job_id)
@@ -332,6 +336,12 @@ class JobMetrics:
         """Say whether no other run of this job id is known: a step does not say whose it is."""
         return sum(other.job_id == run.job_id for other in self._jobs) == 1
 
+    def _wants_report(self, job_id: int) -> None:
+        self._to_report.add(job_id)
+        for run, sampled in list(self._jobs.items()):
+            if run.job_id == job_id and not sampled.ended:
+                self._remember(run, report=True)
+
     async def _begin(self, job_id: int, *, told: bool) -> None:
         try:
             job = await self._node.facts.job(job_id, timeout_s=FACTS_TIMEOUT_S)
@@ -346,7 +356,7 @@ class JobMetrics:
             return
         if job.key not in self._jobs:
             self._since_s[job.key] = time.monotonic()
-            self._jobs[job.key] = Sampled(job=job)
+            self._jobs[job.key] = Sampled(job=job, report=job_id in self._to_report)
             self._records.put(self._jobs[job.key])
         self._alive.add(job.key)
         if not self._jobs[job.key].ended:
@@ -464,9 +474,15 @@ class JobMetrics:
             self._alive.discard(job.key)
             self._retry_at_s.pop(job.key, None)
             self._since_s.pop(job.key, None)
+            self._to_report.discard(job.key.job_id)
             self._records.remove(job.key)
 
-        self._finisher.put(Work(opened, done))
+        sampled = self._jobs.get(job.key)
+        # Where the batch script ran, since its output is there; a step of srun alone has no file of its own.
+        first = bool(job.nodes) and job.nodes[0] == self._node.name
+        wanted = first and sampled is not None and sampled.report
+        output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
+        self._finisher.put(Work(opened, done, output))
 
     def _possible(self, interval_s: float | None) -> float | None:
         """Return the interval that was chosen, as far as the site still allows it."""

@@ -90,6 +90,8 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """Where it is counted; its processes may all be gone when the next carreld wants to know."""
     interval_s: float | None = None
     """Chosen for this run; None: the site's."""
+    report: bool = False
+    """What it used is to be printed at the end of its output file."""
     ended: bool = False
     """Only its tables are still to be made."""
 

@@ -39,7 +39,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """CPUs allocated on the node that looked; 0 where no node was asked about."""
     memory_bytes: int = 0
     """Memory allocated on the node that looked; 0: not limited or not asked."""
+    gpus: tuple[int, ...] | None = None
+    """Numbers of the GPUs allocated on the node that looked; None where no node was asked about."""
     time_limit_s: int | None = None
     wants_guest: bool = False
+    array_job_id: int = 0
+    """What the tasks of an array have in common; 0: none, or not known."""
+    array_task_id: int | None = None
     slurm_state: str = ""
     """Slurm's own word, for people: ``COMPLETING``, ``NODE_FAIL`` …"""

@@ -19,7 +19,8 @@ class Column(msgspec.Struct, frozen=True):
 
     name: str
     unit: str
-    """``ns``, ``us``, ``ms``, ``ticks``, ``bytes``, ``KiB``, ``pages``, ``sectors``, ``count``; or empty."""
+    """``ns``, ``us``, ``ms``, ``ticks``, ``bytes``, ``KiB``, ``pages``, ``sectors``, ``count``, ``percent``, ``mW``,
+    ``mJ``, ``celsius``, ``MHz``; or empty."""
     kind: Kind = "gauge"
     """A counter only grows, except when its source begins anew."""
 
@@ -89,6 +90,17 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     throttled_s: float | None = None
     oom_kills: int | None = None
     processes_peak: int | None = None
+    gpus: int = 0
+    """GPUs of the job that were seen here."""
+    gpus_idle: int = 0
+    """Of them, those that were never busy."""
+    gpu_part: float | None = None
+    """Mean of how busy they were, of 1."""
+    gpu_memory_peak_bytes: int | None = None
+    """Most on any one of them."""
+    gpu_memory_bytes: int | None = None
+    """What that one has."""
+    gpu_energy_j: float | None = None
 
 
 class JobSummary(msgspec.Struct, frozen=True, kw_only=True):

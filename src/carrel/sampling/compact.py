@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import pwd
 import shutil
 import subprocess  # a child that outlives no one: its end is awaited by its caller
 import sys
@@ -35,6 +36,7 @@ _ZSTD_TIMEOUT_S = 3600.0
 _LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.02
 _PRIORITY = 19
+_NOBODY = 65534
 
 _S = TypeVar("_S", JobFile, JobSummary)
 
@@ -47,7 +49,7 @@ def spawn(
     What sinks have yet to take, as ``spool`` says, is kept for them, out of the sight of who reads samples.
     """
     words = [sys.executable, "-m", "carrel.sampling.compact", str(folder.descriptor), stem]
-    words += ["--uid", str(folder.uid), "--gid", str(folder.gid), *formats]
+    words += ["--uid", str(folder.uid), *formats]
     words += ["--keep"] if spool is not None and spool.holds(folder, stem) else []
     return subprocess.Popen(  # its descriptor of the directory must be inherited, which carrel.process never does
         words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(folder.descriptor,)
@@ -161,7 +163,7 @@ def _describe(survey: Survey, files: list[str], *, node: str, view: View) -> Non
             kernel=os.uname().release,
             constants={name: value for name, (_, value) in survey.constants.items()},
             units=survey.units | {name: column.unit for name, (column, _) in survey.constants.items()},
-            counters=tuple(c.name for c in survey.varying if c.column.kind == "counter"),
+            counters=survey.counters,
             sources=survey.sources,
             cost_us=next((note.cost_us for note in reversed(survey.notes) if note.cost_us), {}),
             notes=tuple(msgspec.structs.replace(note, job=None, cost_us={}) for note in survey.notes[:NOTES_MAX]),
@@ -224,13 +226,20 @@ def _locked() -> Iterator[None]:
         yield
 
 
+def _group_of(uid: int) -> int:
+    """Return the user's own group: that of the directory may be one that reads all samples."""
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return _NOBODY
+
+
 def main() -> None:
     """Work on one segment as its owner."""
     parser = argparse.ArgumentParser(description="Turn a segment into tables.")
     parser.add_argument("directory", type=int, help="descriptor of the job's directory")
     parser.add_argument("stem")
     parser.add_argument("--uid", type=int, required=True)
-    parser.add_argument("--gid", type=int, required=True)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("formats", nargs="+", choices=["csv", "parquet"])
     arguments = parser.parse_args()
@@ -239,7 +248,7 @@ def main() -> None:
         if "parquet" in arguments.formats and _have_pyarrow():
             _parquet()  # while this installation can be read: that user may not be allowed to
         os.setgroups([])
-        os.setgid(arguments.gid)
+        os.setgid(_group_of(arguments.uid))
         os.setuid(arguments.uid)
     os.umask(0o027)
     os.nice(_PRIORITY)

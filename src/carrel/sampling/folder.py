@@ -18,7 +18,8 @@ from carrel.errors import CarrelError
 from carrel.model.job import JobKey
 from carrel.model.sample import View
 
-MODE = 0o750
+MODE = 0o2750
+"""What its owner puts there is for the same group: the tables are made as the user, who is not in it."""
 FILE_MODE = 0o640
 RUN_FILE = ".run"
 """Holds the run whose directory this is: job ids come back."""

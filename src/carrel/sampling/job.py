@@ -14,6 +14,7 @@ from carrel.model.sample import Note, View
 from carrel.sampling import cgroup
 from carrel.sampling.blocks import Block, Reading
 from carrel.sampling.folder import JobFolder, stem
+from carrel.sampling.gpu import GpuSource
 from carrel.sampling.outside import GuestsOutside
 from carrel.sampling.processes import DENSE_S, ProcessSource
 from carrel.sampling.segment import SegmentWriter
@@ -46,6 +47,7 @@ class SampledJob:
         self.groups = cgroup.JobGroups()
         self.processes: ProcessSource | None = None
         self.guests: GuestsOutside | None = None
+        self.gpus: GpuSource | None = None
         self.failures = 0
         """Samples that could not be stored."""
         self._carried: dict[str, int] = {}
@@ -125,6 +127,8 @@ class SampledJob:
                 blocks += self.processes.read()
             self._processes_us = now_us
             costs_us["processes"] = costs_us.get("processes", 0.0) + (time.thread_time_ns() - middle_ns) / 1000
+        if self.gpus is not None:
+            blocks += self.gpus.read()
         return Reading(blocks) if blocks else None
 
     def _group_blocks(self, now_us: int) -> list[Block]:
@@ -208,6 +212,9 @@ class SampledJob:
         if self.guests is not None:
             self.guests.close()
             self.guests = None
+        if self.gpus is not None:
+            self.gpus.close()
+            self.gpus = None
         if release:
             cgroup.release(self.groups)
 

@@ -8,6 +8,7 @@ by the thread that is in ``run``.
 import contextlib
 import functools
 import grp
+import os
 import pwd
 import threading
 import time
@@ -24,7 +25,7 @@ from carrel.core import schedule
 from carrel.errors import CarrelError, NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import SamplerStatus, View
-from carrel.sampling import cgroup, node
+from carrel.sampling import cgroup, gpu, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
 from carrel.sampling.inside import GuestFiles, GuestProcesses, job_source
@@ -89,6 +90,7 @@ class Sampler:
         if found is None:
             found = node.sources(slow_period_s=settings.slow_period_s)
         self._node = [_State(source) for source in found]
+        self._gpus = gpu.Watcher()
         self._jobs: dict[JobKey, SampledJob] = {}
         self._commands: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -169,10 +171,11 @@ class Sampler:
 
     def status(self) -> SamplerStatus:
         """Return how the sampler is doing; costs are those of late."""
+        gpus = {"gpu": self._gpus.cost_us} if self._gpus.cost_us else {}
         return SamplerStatus(
             jobs=len(self._jobs),
             samples=self._samples,
-            cost_us={name: round(cost, 1) for name, cost in self._costs_us.copy().items()},
+            cost_us={name: round(cost, 1) for name, cost in {**self._costs_us, **gpus}.items()},
             stretched=dict(self._stretched),
             failures=dict(self._failures),
             last_failure=self._last_failure,
@@ -249,7 +252,7 @@ class Sampler:
             return self._jobs[job.key].folder.path
         interval_us = self._interval_us(interval_s or self._settings.period_s)
         user, own_gid = _owner(job)
-        gid = _gid_of(self._settings.readers) if self._settings.readers else own_gid
+        gid = self._readers(own_gid)
         folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
         now_us = _now_us()
         try:
@@ -265,6 +268,7 @@ class Sampler:
         self._jobs[job.key] = made
         self._enlist(made)
         self._syncer.watch(made.writer)
+        self._watch_gpus(made, 0)
         if pid:
             with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
                 self._attach(made, cgroup.of_process(pid), pid)
@@ -283,9 +287,22 @@ class Sampler:
             except OSError as error:
                 self._failed("spool", error)
 
+    def _readers(self, own_gid: int) -> int:
+        """Return the group that may read; a user's own may be that of all users, so without a word it is root's."""
+        if self._settings.readers:
+            return _gid_of(self._settings.readers)
+        return 0 if os.geteuid() == 0 else own_gid
+
     def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
         job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+        self._watch_gpus(job, pid)
         return job.groups
+
+    def _watch_gpus(self, job: SampledJob, pid: int) -> None:
+        if self._inside is not None or job.gpus is not None:
+            return
+        if found := gpu.of_job(job.job.gpus, job.groups, [pid] if pid else []):
+            job.gpus = self._gpus.source(found)
 
     def _interval_us(self, seconds: float) -> int:
         low, high = self._settings.period_min_s, self._settings.period_max_s

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from carrel.sampling.folder import RUN_FILE, component, of_stem
 from carrel.sampling.tables import Survey, Value
 
 _ZSTD_TIMEOUT_S = 600.0
+_S = TypeVar("_S", JobFile, JobSummary)
 _NUMBERS = {False: "Int64", True: "Float64"}
 
 
@@ -49,11 +50,11 @@ def summary(directory: Path) -> JobSummary:
         NotFoundError: nothing has been sampled yet.
         CarrelError: a file is damaged.
     """
-    known = _decoded(directory / "summary.json", JobSummary)
+    known = decoded(directory / "summary.json", JobSummary)
     nodes = {(node.node, node.view): node for node in known.nodes} if known else {}
     job = known.job if known else None
     running = False
-    for survey in _surveys(directory):
+    for survey in surveys(directory):
         if survey.summary is not None:
             nodes[survey.summary.node, survey.summary.view] = survey.summary
         if survey.usage.job is not None and (job is None or of_stem(survey.path.name)[1] == "host"):
@@ -66,7 +67,12 @@ def summary(directory: Path) -> JobSummary:
     return JobSummary(run=str(job.key), job=job, nodes=tuple(ordered), complete=complete)
 
 
-def _surveys(directory: Path) -> Iterator[Survey]:
+def surveys(directory: Path) -> Iterator[Survey]:
+    """Yield the nodes and views whose samples have not become tables yet.
+
+    Raises:
+        CarrelError: a file is damaged, or not the caller's to read.
+    """
     for path in sorted(directory.glob("samples.*.seg")):
         node, view = of_stem(path.name)
         try:
@@ -76,7 +82,12 @@ def _surveys(directory: Path) -> Iterator[Survey]:
                 raise
 
 
-def _decoded(path: Path, kind: Any) -> Any:
+def decoded(path: Path, kind: type[_S]) -> _S | None:
+    """Return what a file of JSON says, or None where there is none.
+
+    Raises:
+        CarrelError: it is damaged, or not the caller's to read.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
@@ -103,7 +114,7 @@ def frame(directory: Path, *, constants: bool = False) -> Any:
         import pandas as pd  # noqa: PLC0415
     except ImportError as error:
         raise CarrelError("a DataFrame needs pandas; see: pip install carrel[frames]") from error
-    about: JobFile | None = _decoded(directory / "job.json", JobFile)
+    about: JobFile | None = decoded(directory / "job.json", JobFile)
     frames: list[Any] = []
     units: dict[str, str] = {}
     job = about.job if about else None
@@ -111,7 +122,7 @@ def frame(directory: Path, *, constants: bool = False) -> Any:
         part = _finished(pd, directory, series)
         frames.append(_labelled(pd, part, series.node, series.view, series.constants if constants else {}))
         units |= series.units
-    for survey in _surveys(directory):
+    for survey in surveys(directory):
         node, view = of_stem(survey.path.name)
         fixed = {name: value for name, (_, value) in survey.constants.items()} if constants else {}
         frames.append(_labelled(pd, _running(pd, survey), node, view, fixed))

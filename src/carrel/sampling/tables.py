@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from carrel.core.usage import WANTED, Usage
+from carrel.core.usage import Usage, wanted
 from carrel.model.sample import Column, NodeSummary, Note, View
 from carrel.sampling.blocks import Block, Layout
 from carrel.sampling.segment import RowRead, open_reader
@@ -17,7 +17,7 @@ from carrel.sampling.segment import RowRead, open_reader
 PROCESS = "process"
 """The set whose rows are a table of their own: a column for each process would be thousands."""
 
-_FIRST = ("job", "processes")
+_FIRST = ("job", "processes", "gpu")
 """What is the job's own comes before what is the node's."""
 
 Value = int | float
@@ -77,6 +77,12 @@ class Survey:
         self.units = {c.name: c.column.unit for c in self.varying}
 
     @property
+    def counters(self) -> tuple[str, ...]:
+        """Return the names of counters, also of those that rested."""
+        varying = [one.name for one in self.varying if one.column.kind == "counter"]
+        return (*varying, *(name for name, (column, _) in self.constants.items() if column.kind == "counter"))
+
+    @property
     def summary(self) -> NodeSummary | None:
         return self.usage.summary()
 
@@ -92,12 +98,12 @@ class Survey:
             if seen is None:
                 self._seen[layout] = _Seen(block.packed)
                 names = layout.schema.names
-                self._wanted[layout] = [(at, name) for at, name in enumerate(names) if name in WANTED]
+                self._wanted[layout] = [(at, name) for at, name in enumerate(names) if wanted(name)]
             else:
                 seen.add(block.packed)
-            if wanted := self._wanted[layout]:
+            if places := self._wanted[layout]:
                 unpacked = layout.packing.unpack(block.packed)
-                values |= {name: unpacked[at] for at, name in wanted}
+                values |= {name: unpacked[at] for at, name in places}
         self.usage.row(row.time_us, values)
 
     def _sorted(self) -> tuple[list[Varying], dict[str, tuple[Column, Value]]]:

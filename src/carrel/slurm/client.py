@@ -28,7 +28,7 @@ ANSWER_TIMEOUT_S = 10.0
 _SEPARATOR = "|"
 _SAFE_FIELDS = (
     *("JobID", "UserID", "GroupID", "State", "RestartCnt", "SubmitTime", "TimeLimit", "PriorityLong"),
-    *("NodeList", "UserName", "Partition"),
+    *("NodeList", "UserName", "Partition", "ArrayJobID", "ArrayTaskID"),
 )
 """No user can write into these, so a line of them cannot be forged."""
 
@@ -53,7 +53,9 @@ _LIVING: dict[str, JobState] = {
 }
 """Slurm's states in which a run goes on or will. All others mean that it has ended, COMPLETING among them."""
 
-_HERE = re.compile(r"\bNodes=(\S+) CPU_IDs=([\d,-]*) Mem=(\d+) GRES=")
+_HERE = re.compile(r"\bNodes=(\S+) CPU_IDs=([\d,-]*) Mem=(\d+) GRES=(\S*)")
+_STDOUT = re.compile(r" StdOut=(.*?)(?= [A-Za-z/]+[=:]|\s*$)", re.MULTILINE)
+_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?(?::\d+)?\(IDX:([\d,-]+)\)")
 
 
 class SlurmClient:
@@ -94,8 +96,8 @@ class SlurmClient:
             return found
         if len(jobs) > 1:
             details = await self._details_of_one(job_id)
-        cpus, memory_bytes = _allocated(details, self._node, job_id)
-        return msgspec.structs.replace(found, cpus=cpus, memory_bytes=memory_bytes)
+        cpus, memory_bytes, gpus = _allocated(details, self._node, job_id)
+        return msgspec.structs.replace(found, cpus=cpus, memory_bytes=memory_bytes, gpus=gpus)
 
     async def _details_of_one(self, job_id: int) -> str:
         """Return what Slurm says of this job alone: an array's last task has the id that all are listed under."""
@@ -107,6 +109,21 @@ class SlurmClient:
             if listed == str(job_id):
                 name += f"_{task}" if task.isdigit() else f"+{component}" if component.isdigit() else ""
         return await self._ask("scontrol", "show", "job", "-d", "-o", name)
+
+    async def output(self, job_id: int) -> str:
+        """Return the file that a batch job's output goes to; empty: it is no batch job, or Slurm has forgotten it.
+
+        Its owner chose it, and may have forged more than its name: it is for a process with the owner's rights only.
+
+        Raises:
+            UnreachableError: Slurm did not answer.
+        """
+        try:
+            details = await self._details_of_one(job_id)
+        except _NoSuchJobError:
+            return ""
+        found = _STDOUT.findall(details)
+        return found[-1] if found and " BatchFlag=1 " in details else ""
 
     async def described(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Return ``jobs`` with names and accounts, for people: users write these, so nothing is decided on them."""
@@ -218,6 +235,7 @@ def _job(line: str, cluster: str) -> Job:
             f"squeue answered {line!r}, not {len(_SAFE_FIELDS)} fields; is it from Slurm 22.05 or later?"
         )
     fields = dict(zip(_SAFE_FIELDS, words, strict=False))
+    task = fields["ArrayTaskID"]
     return Job(
         key=JobKey(
             cluster=cluster,
@@ -232,6 +250,9 @@ def _job(line: str, cluster: str) -> Job:
         partition=fields["Partition"],
         nodes=hostlist.expand(fields["NodeList"]),
         time_limit_s=_seconds(fields["TimeLimit"]),
+        # Tasks that wait are one job with a list of them.
+        array_job_id=int(fields["ArrayJobID"]) if task.isdecimal() else 0,
+        array_task_id=int(task) if task.isdecimal() else None,
         slurm_state=fields["State"],
     )
 
@@ -252,8 +273,8 @@ def _seconds(limit: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _allocated(details: str, node: str, job_id: int) -> tuple[int, int]:
-    """Return (CPUs, bytes of memory) on ``node`` from ``scontrol show job -d``; memory 0: not limited.
+def _allocated(details: str, node: str, job_id: int) -> tuple[int, int, tuple[int, ...]]:
+    """Return (CPUs, bytes of memory, GPUs) on ``node`` from ``scontrol show job -d``; memory 0: not limited.
 
     Slurm names each node once. A second line for ours was written by the user, into the job's name or such, and
     which of the two is Slurm's cannot be told.
@@ -264,11 +285,12 @@ def _allocated(details: str, node: str, job_id: int) -> tuple[int, int]:
             f"job {job_id}: its name, account or comment imitates Slurm's output (Nodes=… CPU_IDs=…); rename it"
         )
     if not lines:
-        return 0, 0
-    cpus = sum(_count(item) for item in lines[0][2].split(",") if item)
-    return cpus, int(lines[0][3]) * 2**20
+        return 0, 0, ()
+    cpus = sum(len(_span(item)) for item in lines[0][2].split(",") if item)
+    gpus = {gpu for numbers in _GPUS.findall(lines[0][4]) for item in numbers.split(",") if item for gpu in _span(item)}
+    return cpus, int(lines[0][3]) * 2**20, tuple(sorted(gpus))
 
 
-def _count(item: str) -> int:
+def _span(item: str) -> range:
     first, _, last = item.partition("-")
-    return int(last or first) - int(first) + 1
+    return range(int(first), int(last or first) + 1)
