@@ -77,6 +77,31 @@ class Guests(Section, frozen=True):
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 
 
+class GuestNodes(Section, frozen=True):
+    """Guests that are Slurm nodes of their own; see ``docs/how-to/guests-as-nodes.md``."""
+
+    hosts: str = ""
+    """The hosts that carry them, as Slurm writes node names: ``h[1-40]``. Slurm schedules none of these."""
+    partition: str = "guests"
+    """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
+    host_cpus: int = 0
+    """CPUs of a host that guests may have together; 0: all that it has."""
+    host_memory_bytes: int = 0
+    """Memory of a host that guests may have together; 0: all that it has."""
+    policy: Literal["first", "random", "best-fit", "least-loaded"] = "least-loaded"
+    """Which of the hosts with room carries the next guest."""
+    overcommit_cpus: float = 1.0
+    """How often each CPU is promised."""
+    database: str = "/var/lib/carrel/rooms.sqlite"
+    """Which run has room on which host; on the controller's own disk."""
+    attempts_max: int = 3
+    """So often a job's guests are begun before the job is cancelled with the last reason."""
+    configuring_max_s: float = 30.0
+    """A job that was given its nodes and does not start within this time is given back to the queue."""
+    host_silent_s: float = 30.0
+    """A host that was not heard for so long gets no new guest, and those that begin there begin elsewhere."""
+
+
 class Images(Section, frozen=True):
     store: str = ""
     """Directory of images; empty: ``/var/lib/carrel/images``, or ``build/images`` of a source checkout."""
@@ -142,6 +167,7 @@ class Metrics(Section, frozen=True):
 class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
+    guest_nodes: GuestNodes = GuestNodes()
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()

@@ -1,0 +1,308 @@
+"""carrelctld's loop for guests that are nodes: look at Slurm, hosts and rooms; decide; act; again.
+
+Whatever is killed, here or elsewhere, the next look finds where things stand. A look that fails decides nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+
+from carrel.config import Config
+from carrel.core import guestnodes as decide
+from carrel.core.guestnodes import Action, Attempts, Limits, OnJob, OnName, World
+from carrel.daemons.rooms import Rooms
+from carrel.errors import UnreachableError
+from carrel.model.guestnode import HostReport, Orders
+from carrel.model.host import Here, Host, Never, NotNow, Overcommit
+from carrel.model.job import JobKey
+from carrel.model.pool import Look, PoolJob, reservation_name
+from carrel.model.report import Event
+from carrel.slurm import hostlist
+from carrel.slurm.pool import SlurmPool
+
+LOOK_PERIOD_S = 0.5
+QUIET_PERIOD_S = 2.0
+"""Between looks while no job waits and no guest is carried."""
+HELD_S = 10.0
+"""So long a host's question waits for an answer that differs from its last one."""
+BACK_OFF_FIRST_S = 1.0
+BACK_OFF_MAX_S = 60.0
+
+_LOG = logging.getLogger("carrelctld")
+
+
+class Reconciler:
+    """Guests-as-nodes of one cluster."""
+
+    def __init__(self, settings: Config, *, tell: Callable[[Event], None]) -> None:
+        """Open the rooms; ask nobody yet.
+
+        Args:
+            settings: The site's.
+            tell: Takes what happened, for ``carrel job show``.
+        """
+        mine = settings.guest_nodes
+        self._settings = mine
+        self._limits = Limits(attempts_max=mine.attempts_max, configuring_max_s=mine.configuring_max_s)
+        self._pool = SlurmPool(settings.slurm, mine.partition)
+        self._rooms = Rooms(Path(mine.database), policy=mine.policy, overcommit=Overcommit(cpus=mine.overcommit_cpus))
+        self._tell = tell
+        self._heard: dict[str, tuple[float, HostReport]] = {}
+        self._attempts: dict[JobKey, Attempts] = {}
+        self._counted: set[tuple[JobKey, str, float]] = set()
+        self._told: dict[JobKey, str] = {}
+        self._orders: dict[str, Orders] = {}
+        self._changed = asyncio.Condition()
+        self._due = asyncio.Event()
+        self._began_s = time.monotonic()
+
+    # -- hosts ---------------------------------------------------------------------------------------------------
+
+    async def exchange(self, report: HostReport, digest: str) -> Orders:
+        """Take what a host says of itself and return what it shall carry, at once where that has changed since.
+
+        Until Slurm was seen, the answer to a question waits: to tell a host nothing would empty it.
+        """
+        before = self._heard.get(report.host)
+        self._heard[report.host] = (time.monotonic(), report)
+        if before is None or before[1] != report:
+            self._due.set()
+
+        def news() -> bool:
+            return report.host in self._orders and self._orders[report.host].digest != digest
+
+        async with self._changed:
+            try:
+                async with asyncio.timeout(HELD_S):
+                    await self._changed.wait_for(news)
+            except TimeoutError:
+                if report.host not in self._orders:
+                    raise UnreachableError("slurm was not seen yet, so nothing is known of this host") from None
+        self._heard[report.host] = (time.monotonic(), self._heard[report.host][1])
+        return self._orders[report.host]
+
+    def poke(self) -> None:
+        """Something changed: look soon. Returns at once."""
+        self._due.set()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look, decide and act until cancelled."""
+        failures = 0
+        while True:
+            self._due.clear()
+            try:
+                acted, quiet = await self._once()
+                failures = 0
+            except UnreachableError as error:
+                if not failures:
+                    _LOG.warning("guests as nodes: %s", error)
+                failures += 1
+                acted, quiet = False, False
+            except Exception:  # noqa: BLE001  # one odd job must not end the loop
+                _LOG.exception("guests as nodes: a round failed")
+                acted, quiet = False, True
+            if acted:
+                continue  # what a deed did, the next look shows
+            try:
+                async with asyncio.timeout(QUIET_PERIOD_S if quiet else LOOK_PERIOD_S):
+                    await self._due.wait()
+            except TimeoutError:
+                continue
+
+    async def _once(self) -> tuple[bool, bool]:
+        """Return whether anything was done, and whether there is nothing to watch."""
+        look = await self._pool.look()
+        world = self._world(look)
+        if self._count_failures(world):
+            world = self._world(look)
+        await self._publish(world)
+        actions = decide.plan(world)
+        if not self._all_heard():
+            actions = tuple(action for action in actions if not isinstance(action, decide.FindRoom | decide.Cancel))
+        jobs = {job.key: job for job in look.jobs}
+        done = [await self._act(action, jobs) for action in actions]
+        self._forget(look)
+        return any(done), not any(job.alive for job in look.jobs) and not world.places
+
+    def _world(self, look: Look) -> World:
+        now_s = time.monotonic()
+        silent_s = self._settings.host_silent_s
+        return World(
+            look=look,
+            places=self._rooms.all(),
+            hosts={name: report for name, (at_s, report) in self._heard.items() if now_s - at_s < silent_s},
+            attempts=self._attempts,
+            now_s=time.time(),
+            limits=self._limits,
+        )
+
+    def _all_heard(self) -> bool:
+        """Tell whether every host could have spoken since this controller began."""
+        names = hostlist.expand(self._settings.hosts)
+        return set(names) <= self._heard.keys() or time.monotonic() - self._began_s > self._settings.host_silent_s
+
+    async def _publish(self, world: World) -> None:
+        """Answer the hosts whose orders have changed."""
+        async with self._changed:
+            for host in world.hosts:
+                orders = decide.orders(world, host)
+                digest = hashlib.sha256(msgspec.json.encode(orders)).hexdigest()[:16]
+                self._orders[host] = Orders(digest=digest, orders=orders)
+            self._changed.notify_all()
+
+    def _count_failures(self, world: World) -> bool:
+        """Count each guest that failed, once; return whether there was one."""
+        found = False
+        for run, guest in decide.failed(world):
+            mark = (run, guest.node, guest.started_s)
+            if mark in self._counted:
+                continue
+            self._counted.add(mark)
+            before = self._attempts.get(run, Attempts())
+            host = next((name for name, report in world.hosts.items() if guest in report.guests), "")
+            wait_s = min(BACK_OFF_FIRST_S * 2**before.count, BACK_OFF_MAX_S)
+            self._attempts[run] = Attempts(
+                count=before.count + 1,
+                reason=guest.reason,
+                not_before_s=time.time() + wait_s,
+                avoid=tuple(dict.fromkeys((*before.avoid, host))),
+            )
+            found = True
+        return found
+
+    def _forget(self, look: Look) -> None:
+        alive = {job.key for job in look.jobs if job.alive}
+        self._attempts = {run: value for run, value in self._attempts.items() if run in alive}
+        self._told = {run: value for run, value in self._told.items() if run in alive}
+        self._counted = {mark for mark in self._counted if mark[0] in alive}
+
+    # -- deeds ---------------------------------------------------------------------------------------------------
+
+    async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
+        """Do one thing; return whether a look at once would show something new."""
+        if isinstance(action, decide.OnJob):
+            return await self._act_on_job(action, jobs[action.run])
+        await self._act_on_name(action, jobs)
+        return True
+
+    async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
+        job_id = job.key.job_id
+        match action:
+            case decide.Hold():
+                self._complain(action, await self._pool.hold(job_id))
+            case decide.FindRoom():
+                return await self._find_room(action, job)
+            case decide.Assign():
+                await self._assign(action)
+            case decide.Pin():
+                self._complain(action, await self._pool.pin(job_id, action.reservation))
+            case decide.Release():
+                await self._release(action, job)
+            case decide.GiveBackJob():
+                self._note(job, "job-requeued", action.reason)
+                self._complain(action, await self._pool.requeue(job_id))
+            case decide.Cancel():
+                await self._cancel(job, action.reason)
+            case decide.Tell():
+                await self._say(job, action.reason)
+                return False
+            case _:
+                assert_never(action)
+        return True
+
+    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
+        pool = self._pool
+        match action:
+            case decide.Open():
+                said = await pool.node(action.node, "resume", action.reason)
+            case decide.Close():
+                said = await pool.node(action.node, "drain", action.reason)
+            case decide.Down():
+                self._note(jobs[action.run], "node-down", f"node {action.node}: {action.reason}")
+                said = await pool.node(action.node, "down", action.reason)
+            case decide.PowerDown():
+                said = await pool.node(action.node, "power_down_force", action.reason)
+            case decide.Unreserve():
+                said = await pool.unreserve(action.reservation)
+            case decide.GiveBackRoom():
+                said = ""
+                self._rooms.give_back(action.run, action.index)
+            case _:
+                assert_never(action)
+        self._complain(action, said)
+
+    async def _find_room(self, action: decide.FindRoom, job: PoolJob) -> bool:
+        answer = self._rooms.take(action.run, action.demand, self._hosts(), avoid=action.avoid)
+        match answer:
+            case Here():
+                self._note(job, "guest-placed", f"on {', '.join(answer.hosts)}")
+                return True
+            case NotNow():
+                await self._say(job, answer.reason)
+                return False
+            case Never():
+                await self._cancel(job, answer.reason)
+                return True
+
+    async def _cancel(self, job: PoolJob, why: str) -> None:
+        await self._say(job, f"cancelled: {why}", what="job-cancelled")
+        self._complain(why, await self._pool.cancel(job.key.job_id))
+
+    def _hosts(self) -> list[Host]:
+        now_s = time.monotonic()
+        found = []
+        for name in hostlist.expand(self._settings.hosts):
+            at_s, report = self._heard.get(name, (0.0, None))
+            if report is None:
+                continue
+            silent = now_s - at_s > self._settings.host_silent_s
+            found.append(
+                Host(
+                    name=name,
+                    cpus=report.cpus,
+                    memory_bytes=report.memory_bytes,
+                    state="down" if silent else "up",
+                    reason="not heard" if silent else "",
+                )
+            )
+        return found
+
+    async def _assign(self, action: decide.Assign) -> None:
+        for name, host in action.hosts:
+            report = self._heard[host][1]
+            self._complain(action, await self._pool.assign(name, address=report.address, host_name=host))
+        names = [name for name, _ in action.hosts]
+        self._complain(action, await self._pool.reserve(reservation_name(action.run), action.user, names))
+
+    async def _release(self, action: decide.Release, job: PoolJob) -> None:
+        if action.run.restart:
+            self._complain(action, await self._pool.start_now(action.run.job_id))
+        self._complain(action, await self._pool.release(action.run.job_id))
+        self._note(job, "job-released", action.reason)
+        if self._told.pop(action.run, ""):
+            await self._pool.tell(action.run.job_id, "")
+
+    async def _say(self, job: PoolJob, text: str, *, what: str = "job-waits") -> None:
+        if self._told.get(job.key) == text:
+            return
+        self._told[job.key] = text
+        self._note(job, what, text)
+        self._complain(text, await self._pool.tell(job.key.job_id, text))
+
+    def _note(self, job: PoolJob, what: str, text: str) -> None:
+        _LOG.info("%s: %s job=%d", what, text, job.key.job_id)
+        self._tell(
+            Event(time_s=time.time(), node="carrelctld", what=what, text=text, job_id=job.key.job_id, uid=job.job.uid)
+        )
+
+    def _complain(self, about: object, said: str) -> None:
+        if said:
+            _LOG.info("%s: %s", about, said)
