@@ -76,6 +76,9 @@ function M.modify(change, job, uid, partition)
 		return true
 	end
 	local held_by_user = (job.admin_comment or ""):find("held=user", 1, true)
+	if change.reservation == "" and job.reservation then
+		change.reservation = job.reservation -- to be in none is a wish too
+	end
 	for _, name in ipairs(ADMITTED) do
 		if given(change[name]) and not (name == "priority" and held_by_user) then
 			slurm.log_user("carrel: job %u has been admitted as it is, or waits for that; scancel it and submit it anew", job.job_id)

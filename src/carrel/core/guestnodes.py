@@ -239,11 +239,15 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return [Hold(job.key, "its guests are not there yet")]
     if why := _refused(job):
         return [Cancel(job.key, why)]
+    if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
+        return [Cancel(job.key, refusal.reason)]
     attempts = world.attempts.get(job.key, Attempts())
     if attempts.count >= world.limits.attempts_max:
         return [Cancel(job.key, f"its guests could not be made in {attempts.count} attempts: {attempts.reason}")]
     if job.waits_for_others:
         return [Tell(job.key, "waits for the jobs that it depends on")]
+    if job.started_s is not None and job.started_s > world.now_s and not job.key.restart:
+        return [Tell(job.key, "waits for the time at which its owner lets it begin")]
     if ready:
         return [] if job.job.state == "pending" else [Release(job.key, "its guests are there")]
     return _prepare(world, job, attempts, taken)
@@ -262,8 +266,6 @@ def _prepare(world: World, job: PoolJob, attempts: Attempts, taken: set[str]) ->
     nodes, places, carried = world.run_nodes(job.key), world.run_places(job.key), world.carried(job.key)
     name = reservation_name(job.key)
     broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
-    if refusal := next((guest for guest in broken if guest.state == "refused"), None):
-        return [Cancel(job.key, refusal.reason)]
     if nodes and (broken or not _fits(world, job, nodes, places)):
         return [*_unpinned(job), Unreserve(name, broken[0].reason if broken else "the job or its hosts have changed")]
     if nodes:

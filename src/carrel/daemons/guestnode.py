@@ -23,7 +23,7 @@ from carrel.daemons.journal import Journal
 from carrel.daemons.node import Node
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
-from carrel.errors import CarrelError, NodeFaultError, RefusedError
+from carrel.errors import CarrelError, NodeFaultError, RefusedError, UnreachableError
 from carrel.model.guest import Guest, GuestSpec
 from carrel.model.guestnode import GuestNode, GuestNodeState, NodeOrder
 from carrel.model.job import Job
@@ -36,6 +36,10 @@ from carrel.slurm.client import SlurmClient
 if TYPE_CHECKING:
     from carrel.process import Pid
 
+END = "end"
+"""What the guard said of the guest's end, once tasks may know: not while Slurm is yet to hear that the node is down."""
+END_WAIT_S = 60.0
+"""So long a task waits for that. Without a controller nobody tells Slurm, and the task fails after all."""
 MARK = "is-guest"
 """``spank_carrel.so`` looks for it: where it lies beside the socket, no task runs on the host."""
 OWN_ENDS = ("oom", "stopped")
@@ -111,23 +115,31 @@ class Carried(Node):
 
     async def _make(self) -> None:
         try:
-            spec = await self._resolve()
-            self.spec = spec
-            known = any(guest.name == spec.name for guest in await self.driver(self.driver_name).guests())
-            if not known:
-                self._say("guest-starting", f"{spec.clone} clone of {spec.image_name} as node {self.name}")
-            guest = await self.driver(self.driver_name).ensure(spec)
-        except RefusedError as error:
-            self._failure = ("refused", str(error))
-        except CarrelError as error:
-            self._failure = ("failed", str(error))
+            self.spec = await self._resolve()
+        except (NodeFaultError, UnreachableError, OSError) as error:
+            self._fail("failed", error)
+        except CarrelError as error:  # no other host would say anything else
+            self._fail("refused", error)
         else:
-            took_s = (guest.ready_s or 0) - guest.started_s
-            self._say("guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}")
-            self._seen = guest
+            await self._ensure(self.spec)
+
+    async def _ensure(self, spec: GuestSpec) -> None:
+        try:
+            driver = self.driver(self.driver_name)
+            if not any(guest.name == spec.name for guest in await driver.guests()):
+                self._say("guest-starting", f"{spec.clone} clone of {spec.image_name} as node {self.name}")
+            guest = await driver.ensure(spec)
+        except (CarrelError, OSError) as error:
+            self._fail("failed", error)
             return
-        assert self._failure is not None  # noqa: S101  # both errors set it
-        self._say("guest-failed", self._failure[1])
+        took_s = (guest.ready_s or 0) - guest.started_s
+        self._say("guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}")
+        self._seen = guest
+
+    def _fail(self, state: GuestNodeState, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = (state, str(error))
+            self._say("guest-failed", str(error))
 
     async def _resolve(self) -> GuestSpec:
         """Return the guest that the order describes."""
@@ -162,8 +174,10 @@ class Carried(Node):
         why = _first_word(guest.end_file)
         if why in OWN_ENDS:
             self._note(Record(order=self.order, ended=guest.reason))
+            shutil.copyfile(guest.end_file, self.directory / f"{END}.new")
+            (self.directory / f"{END}.new").replace(self.directory / END)
         else:
-            self._failure = ("failed", guest.reason or "its QEMU is gone")
+            self._failure = ("failed", f"its guest is gone: {guest.reason}")
         self._say("guest-down", guest.reason)
 
     def update(self, order: NodeOrder) -> None:
@@ -256,7 +270,7 @@ class GuestDoor(Door):
         order = carried.order
         job = await carried.facts.job(job_id, timeout_s=settings.boot_timeout_s)
         if job.key != order.run:
-            raise RefusedError(f"node {carried.name} is the guest of job {order.run.job_id}, not of job {job_id}")
+            raise RefusedError(f"node {carried.name} is the guest of run {order.run}, not of {job.key}")
         if uid not in (0, job.uid):
             raise RefusedError(f"job {job_id} belongs to {job.user}, not to uid {uid}")
         if not decide.living(job):
@@ -275,6 +289,14 @@ class GuestDoor(Door):
         )
         mounts = tuple(decide.parse_mount(text) for text in asked.mounts)
         return msgspec.structs.replace(spec, asked_mounts=mounts, root=asked.root), carried.driver_name
+
+    def _entered(self, spec: GuestSpec, guest: Guest) -> wire.Fields:
+        wait_ms = str(int(END_WAIT_S * 1000))
+        return {
+            **super()._entered(spec, guest),
+            "end_file": str(self._carried.directory / END),
+            "end_wait_ms": wait_ms,
+        }
 
     async def _epilog(self, message: wire.Message) -> wire.Fields:
         job_id = requests.number(message, "job")

@@ -162,10 +162,10 @@ class Reconciler:
         """Count each guest that failed, once; return whether there was one."""
         found = False
         for run, guest in decide.failed(world):
-            mark = (run, guest.node, guest.started_s)
-            if mark in self._counted:
+            if (run, guest.node, guest.started_s) in self._counted:
                 continue
-            self._counted.add(mark)
+            # The others of this attempt end with it: one that fails later is no second failure.
+            self._counted |= {(run, other.node, other.started_s) for other in world.carried(run).values()}
             before = self._attempts.get(run, Attempts())
             host = next((name for name, report in world.hosts.items() if guest in report.guests), "")
             wait_s = min(BACK_OFF_FIRST_S * 2**before.count, BACK_OFF_MAX_S)

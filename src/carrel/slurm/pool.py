@@ -20,12 +20,11 @@ from carrel.process import CommandError
 from carrel.slurm import client, hostlist
 from carrel.slurm.client import ANSWER_TIMEOUT_S, SlurmClient
 
-_FIELDS = ("NumNodes", "tres", "Dependency", "Reservation", "Reason", "StartTime")
+_FIELDS = ("tres", "Dependency", "Reservation", "Reason", "StartTime")
 """Beside the client's own: no user writes into these either, a reservation's name must exist."""
 _NODES_KEPT_S = 60.0
 
 _WISH = re.compile(r"\bAdminComment=carrel:(\S+)")
-_MEMORY = re.compile(r"mem=([\d.]+)([KMGTP]?)")
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 
@@ -75,11 +74,11 @@ class SlurmPool:
         return tuple(found)
 
     async def _job(self, job: Job, words: Sequence[str]) -> PoolJob:
-        nodes, tres, dependency, reservation, reason, start = words[: len(_FIELDS)]
-        count = max(1, int(nodes))
-        cpus = int(next((part[4:] for part in tres.split(",") if part.startswith("cpu=")), "1"))
-        memory = _MEMORY.search(tres)
-        memory_bytes = int(float(memory[1]) * _UNITS[memory[2]]) if memory else 0
+        tres, dependency, reservation, reason, start = words[: len(_FIELDS)]
+        asked = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
+        # Not of NumNodes: of a job that waits, that is a guess from the CPUs.
+        count, cpus = max(1, int(asked.get("node", "1"))), int(asked.get("cpu", "1"))
+        memory_bytes = _bytes(asked.get("mem", "0"))
         return PoolJob(
             job=job,
             nodes=count,
@@ -201,6 +200,11 @@ def parsed_wish(text: str) -> Wish | None:
         cwd=words.get("cwd", "/"),
         held_by_user=words.get("held") == "user",
     )
+
+
+def _bytes(text: str) -> int:
+    unit = text[-1] if text[-1] in _UNITS else ""
+    return int(float(text.removesuffix(unit)) * _UNITS[unit])
 
 
 def _node(line: str) -> PoolNode:
