@@ -287,8 +287,8 @@ class Reconciler:
             self._complain(action, await self._pool.start_now(action.run.job_id))
         self._complain(action, await self._pool.release(action.run.job_id))
         self._note(job, "job-released", action.reason)
-        if self._told.pop(action.run, ""):
-            await self._pool.tell(action.run.job_id, "")
+        self._told.pop(action.run, "")
+        await self._pool.tell(action.run.job_id, "")
 
     async def _say(self, job: PoolJob, text: str, *, what: str = "job-waits") -> None:
         if self._told.get(job.key) == text:

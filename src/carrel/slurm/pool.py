@@ -134,12 +134,13 @@ class SlurmPool:
         return ""
 
     async def tell(self, job_id: int, text: str) -> str:
-        """Say why the job waits, where ``squeue -o %k`` shows it; a comment of its owner's stays."""
+        """Say why the job waits, where ``squeue -o %k`` shows it; empty: no more. A comment of its owner's stays."""
         try:
             now = await self._client.ask("squeue", "-h", "-a", "-j", str(job_id), "-o", "%k")
         except UnreachableError as error:
             return str(error)
-        if now.strip() not in {"", "(null)"} and not now.startswith("carrel: "):
+        ours = now.startswith("carrel: ")
+        if (now.strip() not in {"", "(null)"} and not ours) or (not text and not ours):
             return ""
         return await self._do("update", f"JobId={job_id}", f"Comment=carrel: {text}" if text else "Comment=")
 
