@@ -218,6 +218,7 @@ class Carried(Node):
         await self._stop_working()
         self._end_steps()
         await self._beside.stop()
+        self._remove_sockets()
         for guest in (await self.report()).guests:
             await self.end(guest)
             self._say("guest-gone", "destroyed: its node is not wanted any more")
@@ -229,6 +230,13 @@ class Carried(Node):
         tasks: list[Pid] = [task for guest in self.inside.guests() for task in self.inside.living(guest)]
         for pid in [*steps_of(tasks), *tasks]:
             pid.kill(signal.SIGKILL)
+
+    def _remove_sockets(self) -> None:
+        """Remove what slurmstepds that we ended would have removed; no slurmd of this name lives to do it."""
+        spool = self.config.slurm.spool_dir.replace("{node}", self.name)
+        if spool:
+            for path in Path(spool).glob(f"{self.name}_{self.order.run.job_id}.*"):
+                path.unlink(missing_ok=True)
 
     async def _stop_working(self) -> None:
         for work in self._works:
