@@ -134,9 +134,21 @@ class Launches(Section, frozen=True):
 class Placement(Section, frozen=True):
     """Where guests go that are Slurm nodes of their own."""
 
+    table: str = "/var/lib/carrel/hosts.db"
+    """The controller's file of hosts and of what is taken of them, on a disk of its own machine."""
     policy: Policy = "best-fit"
+    """What is chosen among the hosts with room: see ``docs/reference/hosts.md``."""
     overcommit: Overcommit = Overcommit()
+    """How often a CPU, or a byte of memory, may be promised to guests."""
+    command: tuple[str, ...] = ()
+    """A command of the site's that chooses instead of ``policy``: JSON in, JSON out."""
+    command_timeout_s: float = 5.0
+    """A command that takes longer is killed, and the job waits."""
     launches: Launches = Launches()
+
+    @property
+    def path(self) -> Path:
+        return Path(self.table)
 
 
 class Prices(Section, frozen=True):

@@ -49,6 +49,36 @@ def place(
     return Hosts(hosts, policy=policy, overcommit=overcommit, random=random).place(demand, without=without)
 
 
+def confirm(
+    hosts: Iterable[Host],
+    demand: Demand,
+    here: Here,
+    *,
+    overcommit: Overcommit = ONCE,
+    without: Collection[str] = (),
+) -> Here | NotNow:
+    """Return a choice that somebody else made, if it is one for the demand and there is room; nothing is taken.
+
+    A wrong choice says nothing about the demand, so it is never a reason to cancel a job.
+    """
+    if len(here.hosts) != demand.count:
+        return NotNow(f"{len(here.hosts)} hosts were chosen for {demand}")
+    known = {host.name: host for host in hosts}
+    for name, guests in Counter(here.hosts).items():
+        host = known.get(name)
+        if host is None:
+            return NotNow(f"host {name!r} was chosen, which is not in the table; see: carrel host list")
+        if guests > 1 and demand.apart:
+            return NotNow(f"host {name!r} was chosen {guests} times for {demand}")
+        if name in without or host.state != "up":
+            return NotNow(f"host {name!r} was chosen, which takes no guests now")
+        cpus, memory_bytes = overcommit.capacity(host)
+        cpus_after = host.cpus_used + guests * demand.cpus
+        if cpus_after > cpus or host.memory_used_bytes + guests * demand.memory_bytes > memory_bytes:
+            return NotNow(f"host {name!r} was chosen, which has no room for {demand} now")
+    return here
+
+
 class Hosts:
     """Many hosts, kept sorted for one policy: for whoever asks often, a question costs far less than a look at all.
 

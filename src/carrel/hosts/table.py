@@ -31,6 +31,7 @@ CREATE TABLE host (
     memory_bytes INTEGER NOT NULL CHECK (memory_bytes > 0),
     cpus_others INTEGER NOT NULL DEFAULT 0,
     memory_others_bytes INTEGER NOT NULL DEFAULT 0,
+    reports INTEGER NOT NULL DEFAULT 0,
     drained INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT ''
 ) STRICT;
@@ -66,6 +67,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     cpus_others: int = 0
     memory_others_bytes: int = 0
+    reports: bool = False
+    """Its carreld said so; while that is silent, the host gets no guest."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +100,11 @@ class HostTable:
         with self._transaction("DEFERRED") as db:
             return _hosts(db)
 
+    def reporting(self) -> frozenset[str]:
+        """Return the hosts of whom their carreld tells what they have."""
+        with self._transaction("DEFERRED") as db:
+            return frozenset(name for (name,) in db.execute("SELECT name FROM host WHERE reports"))
+
     def put(self, facts: Iterable[Facts]) -> None:
         """Add hosts, or change what is known of them; whoever is drained stays so."""
         with self._transaction() as db:
@@ -105,12 +113,13 @@ class HostTable:
                     raise RefusedError(
                         f"host {one.name!r} of {one.cpus} CPUs and {one.memory_bytes} bytes carries nothing"
                     )
-                row = (one.name, one.cpus, one.memory_bytes, one.cpus_others, one.memory_others_bytes)
+                row = (one.name, one.cpus, one.memory_bytes, one.cpus_others, one.memory_others_bytes, one.reports)
                 db.execute(
-                    "INSERT INTO host (name, cpus, memory_bytes, cpus_others, memory_others_bytes)"
-                    " VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO host (name, cpus, memory_bytes, cpus_others, memory_others_bytes, reports)"
+                    " VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (name) DO UPDATE SET cpus = excluded.cpus, memory_bytes = excluded.memory_bytes,"
-                    " cpus_others = excluded.cpus_others, memory_others_bytes = excluded.memory_others_bytes",
+                    " cpus_others = excluded.cpus_others, memory_others_bytes = excluded.memory_others_bytes,"
+                    " reports = excluded.reports",
                     row,
                 )
 
