@@ -13,6 +13,7 @@ import msgspec
 
 from carrel import paths
 from carrel.errors import CarrelError
+from carrel.model.host import Overcommit, Policy
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,18 +85,6 @@ class GuestNodes(Section, frozen=True):
     """The hosts that carry them, as Slurm writes node names: ``h[1-40]``. Slurm schedules none of these."""
     partition: str = "guests"
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
-    host_cpus: int = 0
-    """CPUs of a host that guests may have together; 0: all that it has."""
-    host_memory_bytes: int = 0
-    """Memory of a host that guests may have together; 0: all that it has."""
-    policy: Literal["first", "random", "best-fit", "least-loaded"] = "least-loaded"
-    """Which of the hosts with room carries the next guest."""
-    overcommit_cpus: float = 1.0
-    """How often each CPU is promised."""
-    database: str = "/var/lib/carrel/rooms.sqlite"
-    """Which run has room on which host; on the controller's own disk."""
-    attempts_max: int = 3
-    """So often a job's guests are begun before the job is cancelled with the last reason."""
     configuring_max_s: float = 30.0
     """A job that was given its nodes and does not start within this time is given back to the queue."""
     host_silent_s: float = 30.0
@@ -126,6 +115,53 @@ class Controller(Section, frozen=True):
     """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
     munge_socket: str = ""
     """Munge's socket; empty: munge's own default."""
+
+
+class Rate(Section, frozen=True):
+    """How many guests of a kind are begun at most in each ``window_s``."""
+
+    instant: int = 200
+    linked: int = 60
+    full: int = 10
+
+
+class Launches(Section, frozen=True):
+    """How guests that are Slurm nodes are begun, and what follows where one cannot be made."""
+
+    rate: Rate = Rate()
+    window_s: float = 60.0
+    attempts: int = 5
+    """After so many failures the job stays held, for a person to look at."""
+    backoff_s: float = 2.0
+    """Wait after the first failure; twice as long after each further one."""
+    backoff_max_s: float = 300.0
+    failures: int = 3
+    """After so many in a row a host or an image rests, and then gets a single trial."""
+    rest_s: float = 60.0
+    """Twice as long after each trial that fails."""
+    rest_max_s: float = 1800.0
+    patience_s: float = 3600.0
+    """A job that has waited for so long is not passed by others any more, if room comes as guests end."""
+
+
+class Placement(Section, frozen=True):
+    """Where guests go that are Slurm nodes of their own."""
+
+    table: str = "/var/lib/carrel/hosts.db"
+    """The controller's file of hosts and of what is taken of them, on a disk of its own machine."""
+    policy: Policy = "best-fit"
+    """What is chosen among the hosts with room: see ``docs/reference/hosts.md``."""
+    overcommit: Overcommit = Overcommit()
+    """How often a CPU, or a byte of memory, may be promised to guests."""
+    command: tuple[str, ...] = ()
+    """A command of the site's that chooses instead of ``policy``: JSON in, JSON out."""
+    command_timeout_s: float = 5.0
+    """A command that takes longer is killed, and the job waits."""
+    launches: Launches = Launches()
+
+    @property
+    def path(self) -> Path:
+        return Path(self.table)
 
 
 class Prices(Section, frozen=True):
@@ -171,6 +207,7 @@ class Config(Section, frozen=True):
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()
+    placement: Placement = Placement()
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
     drivers: dict[str, dict[str, Any]] = {}

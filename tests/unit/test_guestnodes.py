@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from carrel.core import guestnodes as decide
-from carrel.core.guestnodes import Attempts, Limits, World
+from carrel.core.guestnodes import Limits, World
 from carrel.model.guest import GuestRequest
 from carrel.model.guestnode import GuestNode, GuestNodeState, HostReport
 from carrel.model.host import Demand
@@ -28,8 +28,8 @@ def job(state: str = "PENDING", *, key: JobKey = RUN, reason: str = "JobHeldAdmi
     return msgspec.structs.replace(found, **more)
 
 
-def place(host: str = "h1", *, run: JobKey = RUN, index: int = 0, cpus: int = 1) -> Place:
-    return Place(run=run, index=index, host=host, cpus=cpus, memory_bytes=320 * MIB)
+def place(host: str = "h1", *, run: JobKey = RUN, attempt: int = 0, cpus: int = 1) -> Place:
+    return Place(run=run, attempt=attempt, host=host, cpus=cpus, memory_bytes=320 * MIB)
 
 
 def node(name: str, state: str = RESTING, *, on: str = "") -> PoolNode:
@@ -48,7 +48,8 @@ def world(
     places: tuple[Place, ...] = (),
     reserved: dict[JobKey, tuple[str, ...]] | None = None,
     guests: dict[str, tuple[GuestNode, ...]] | None = None,
-    attempts: dict[JobKey, Attempts] | None = None,
+    begun: tuple[JobKey, ...] | None = None,
+    given_up: dict[JobKey, str] | None = None,
 ) -> World:
     """Return a world with names v1 to v3 at rest and hosts h1 and h2, but for what is told otherwise."""
     known = {name: node(name) for name in ("v1", "v2", "v3")} | {each.name: each for each in nodes}
@@ -62,13 +63,11 @@ def world(
             reservations={name: Reservation(name=name, nodes=its, users="ada") for name, its in names},
         ),
         places=places,
-        hosts={
-            name: HostReport(host=name, address=f"10.0.0.{name[1:]}", cpus=4, memory_bytes=4000 * MIB, guests=its)
-            for name, its in carried.items()
-        },
-        attempts=attempts or {},
+        hosts={name: HostReport(host=name, address=f"10.0.0.{name[1:]}", guests=its) for name, its in carried.items()},
+        begun=begun if begun is not None else {place.run for place in places},
+        given_up=given_up or {},
         now_s=NOW_S,
-        limits=Limits(attempts_max=3, configuring_max_s=30.0),
+        limits=Limits(configuring_max_s=30.0),
     )
 
 
@@ -105,7 +104,7 @@ def test_a_job_that_its_owner_wants_held_waits_for_its_owner() -> None:
 
 def test_a_held_job_looks_for_room_for_all_of_its_guests() -> None:
     (action,) = decide.plan(world(job(nodes=2)))
-    assert action == decide.FindRoom(RUN, Demand(cpus=1, memory_bytes=320 * MIB, count=2), (), "it waits for guests")
+    assert action == decide.FindRoom(RUN, Demand(cpus=1, memory_bytes=320 * MIB, count=2), 0, "it waits for guests")
 
 
 def test_a_job_that_depends_on_others_takes_no_room() -> None:
@@ -126,7 +125,7 @@ def test_a_job_that_came_past_the_submit_script_is_cancelled_and_never_runs_bare
 def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
     other = JobKey(cluster="k", job_id=8, submit_s=100)
     jobs = (job(nodes=2), job(key=other))
-    places = (place("h1"), place("h2", index=1), place("h1", run=other))
+    places = (place("h1"), place("h2"), place("h1", run=other))
     first, second = decide.plan(world(*jobs, places=places))
     assert isinstance(first, decide.Assign)
     assert isinstance(second, decide.Assign)
@@ -191,19 +190,13 @@ def test_a_guest_that_failed_gives_its_names_back() -> None:
     assert kinds(ready(guests={"h1": (guest(state="failed", reason="no"),)})) == ["Pin", "Unreserve"]
 
 
-def test_after_a_failure_room_is_sought_elsewhere_and_not_at_once() -> None:
-    attempts = {RUN: Attempts(count=1, reason="no", not_before_s=NOW_S - 1, avoid=("h1",))}
-    assert kinds(world(job(), places=(place("h1"),), attempts=attempts)) == ["GiveBackRoom"]
-    (action,) = decide.plan(world(job(), attempts=attempts))
-    assert isinstance(action, decide.FindRoom)
-    assert action.avoid == ("h1",)
-    soon = {RUN: msgspec.structs.replace(attempts[RUN], not_before_s=NOW_S + 1)}
-    assert kinds(world(job(), attempts=soon)) == ["Tell"]
+def test_room_of_an_attempt_that_failed_is_given_back_so_that_the_queue_may_choose_again() -> None:
+    assert kinds(world(job(), places=(place(),), begun=())) == ["GiveBackRoom"]
 
 
-def test_after_too_many_failures_the_job_is_cancelled_with_the_last_reason() -> None:
-    (action,) = decide.plan(world(job(), attempts={RUN: Attempts(count=3, reason="disk full")}))
-    assert action == decide.Cancel(RUN, "its guests could not be made in 3 attempts: disk full")
+def test_a_job_that_the_queue_has_given_up_stays_held_with_the_last_reason() -> None:
+    (action,) = decide.plan(world(job(), given_up={RUN: "no guest after 5 attempts; the last: disk full"}))
+    assert action == decide.Tell(RUN, "no guest after 5 attempts; the last: disk full")
 
 
 def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
@@ -299,4 +292,14 @@ def test_room_is_given_back_only_when_its_host_says_that_nothing_is_left() -> No
 def test_room_on_a_host_that_is_silent_is_kept_and_the_guest_begins_elsewhere() -> None:
     lost = place("h3")
     assert kinds(world(places=(lost,))) == []
-    assert kinds(world(job(), places=(lost,))) == ["FindRoom"]
+    (action,) = decide.plan(world(job(), places=(lost,)))
+    assert isinstance(action, decide.FindRoom)
+    assert action.attempt == 1
+
+
+def test_room_of_an_attempt_that_was_given_up_is_given_back_when_its_host_speaks_and_has_nothing() -> None:
+    places = (place("h1"), place("h2", attempt=1))
+    assert kinds(world(job(), places=places, guests={"h1": (guest("v3"),)})) == []
+    waiting = world(job(), places=places)
+    assert [type(action) for action in decide.plan(waiting)] == [decide.Assign, decide.GiveBackRoom]
+    assert decide.plan(waiting)[1] == decide.GiveBackRoom(RUN, 0, "its guests are elsewhere")

@@ -21,7 +21,7 @@ that lives. So nothing of this is stored: each row is one that a killed controll
 nobody but a host that says it carries nothing of the run any more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -37,12 +37,11 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class FindRoom(msgspec.Struct, frozen=True):
-    """Take room for guests of a run, all or none; where there is never any, cancel the job."""
+    """Let the run stand in the queue for room (``carrel.core.queue``): for all of its guests, or for none."""
 
     run: JobKey
     demand: Demand
-    avoid: tuple[str, ...]
-    """Hosts that are taken only where no other has room."""
+    attempt: int
     reason: str
 
 
@@ -108,8 +107,10 @@ class PowerDown(msgspec.Struct, frozen=True):
 
 
 class GiveBackRoom(msgspec.Struct, frozen=True):
+    """Give back all room that an attempt of a run has taken."""
+
     run: JobKey
-    index: int
+    attempt: int
     reason: str
 
 
@@ -130,20 +131,9 @@ OnName = Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
 Action = OnJob | OnName
 
 
-class Attempts(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong with a run so far; kept in memory, and forgotten by a restart on purpose."""
-
-    count: int = 0
-    reason: str = ""
-    not_before_s: float = 0.0
-    avoid: tuple[str, ...] = ()
-    """Hosts where it went wrong."""
-
-
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
-    attempts_max: int = 3
     configuring_max_s: float = 30.0
 
 
@@ -154,13 +144,18 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[Place, ...]
     hosts: Mapping[str, HostReport]
     """Those that were heard lately."""
-    attempts: Mapping[JobKey, Attempts]
+    begun: Collection[JobKey]
+    """Runs for which the queue has found room; their guests are made, unless they failed."""
+    given_up: Mapping[JobKey, str]
+    """Runs whose guests failed too often, and the last reason; forgotten by a restart, on purpose."""
     now_s: float
     limits: Limits = Limits()
 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
-        """Return the run's room on hosts that answer."""
-        return tuple(place for place in self.places if place.run == run and place.host in self.hosts)
+        """Return the room of the run's newest attempt; none where a host of it does not answer."""
+        newest = max((place.attempt for place in self.places if place.run == run), default=0)
+        found = tuple(place for place in self.places if (place.run, place.attempt) == (run, newest))
+        return found if all(place.host in self.hosts for place in found) else ()
 
     def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
         """Return the names that the run has."""
@@ -193,7 +188,7 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
         if not job.alive or job.wish is None:
             continue
         nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
-        size = next((place for place in world.places if place.run == job.key), None)
+        size = next(iter(world.run_places(job.key)), None)
         if size is None:
             continue
         found += [
@@ -215,14 +210,14 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
     return tuple(found)
 
 
-def failed(world: World) -> tuple[tuple[JobKey, GuestNode], ...]:
-    """Return the guests that failed, of runs that have not started."""
-    waiting = {job.key for job in world.look.jobs if job.job.state in {"held", "pending"}}
+def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
+    """Return the guests that failed, of runs that have not started: run, host, guest."""
+    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
     return tuple(
-        (guest.run, guest)
-        for host in world.hosts.values()
-        for guest in host.guests
-        if guest.run in waiting and guest.state in {"failed", "refused"}
+        (guest.run, host, guest)
+        for host, report in hosts.items()
+        for guest in report.guests
+        if guest.run in waiting and guest.state == "failed"
     )
 
 
@@ -241,16 +236,13 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return [Cancel(job.key, why)]
     if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
         return [Cancel(job.key, refusal.reason)]
-    attempts = world.attempts.get(job.key, Attempts())
-    if attempts.count >= world.limits.attempts_max:
-        return [Cancel(job.key, f"its guests could not be made in {attempts.count} attempts: {attempts.reason}")]
     if job.waits_for_others:
         return [Tell(job.key, "waits for the jobs that it depends on")]
     if job.started_s is not None and job.started_s > world.now_s and not job.key.restart:
         return [Tell(job.key, "waits for the time at which its owner lets it begin")]
     if ready:
         return [] if job.job.state == "pending" else [Release(job.key, "its guests are there")]
-    return _prepare(world, job, attempts, taken)
+    return _prepare(world, job, taken)
 
 
 def _refused(job: PoolJob) -> str:
@@ -262,7 +254,7 @@ def _refused(job: PoolJob) -> str:
     return ""
 
 
-def _prepare(world: World, job: PoolJob, attempts: Attempts, taken: set[str]) -> list[Action]:
+def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     nodes, places, carried = world.run_nodes(job.key), world.run_places(job.key), world.carried(job.key)
     name = reservation_name(job.key)
     broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
@@ -274,18 +266,20 @@ def _prepare(world: World, job: PoolJob, attempts: Attempts, taken: set[str]) ->
         return [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
     if carried:  # of an earlier attempt: a second guest beside it would take room that nobody counted
         return []
-    if len(places) != job.nodes or any(not _is_size(p, job) or p.host in attempts.avoid for p in places):
-        return _find_room(world, job, places, attempts)
-    return _assign(world, job, places, taken)
-
-
-def _find_room(world: World, job: PoolJob, places: Sequence[Place], attempts: Attempts) -> list[Action]:
+    if places and (job.key not in world.begun or not _is_room(job, places)):
+        attempts = dict.fromkeys(place.attempt for place in places)
+        return [GiveBackRoom(job.key, attempt, "its guests begin anew") for attempt in attempts]
     if places:
-        return [GiveBackRoom(place.run, place.index, "it is not what the job needs") for place in places]
-    if world.now_s < attempts.not_before_s:
-        return [Tell(job.key, f"tries again soon: {attempts.reason}")]
+        return _assign(world, job, places, taken)
+    if why := world.given_up.get(job.key):
+        return [Tell(job.key, why)]
     demand = Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes)
-    return [FindRoom(job.key, demand, attempts.avoid, "it waits for guests")]
+    lost = [place.attempt for place in world.places if place.run == job.key]
+    return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]
+
+
+def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
+    return len(places) == job.nodes and all(_is_size(place, job) for place in places)
 
 
 def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]) -> list[Action]:
@@ -364,13 +358,25 @@ def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
         actions += [Pin(job.key, "", "its earlier run is over") for job in users]
         if not users:
             actions.append(Unreserve(name, "its run is over"))
+    return actions + _rooms_of_the_gone(world, alive)
+
+
+def _rooms_of_the_gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
+    """Give back room of runs that are over, and of attempts that were given up when a host fell silent.
+
+    Not before no host of the attempt carries anything of the run.
+    """
+    attempts: dict[tuple[JobKey, int], set[str]] = {}
     for place in world.places:
-        if place.run in alive or place.host not in world.hosts:
+        attempts.setdefault((place.run, place.attempt), set()).add(place.host)
+    newest = dict(sorted(attempts))
+    actions: list[Action] = []
+    for (run, attempt), hosts in attempts.items():
+        over = run not in alive and reservation_name(run) not in world.look.reservations
+        if not (over or attempt < newest[run]) or not hosts <= world.hosts.keys():
             continue
-        if not any(guest.run == place.run for guest in world.hosts[place.host].guests) and (
-            reservation_name(place.run) not in world.look.reservations
-        ):
-            actions.append(GiveBackRoom(place.run, place.index, "its run is over"))
+        if not any(guest.run == run for host in hosts for guest in world.hosts[host].guests):
+            actions.append(GiveBackRoom(run, attempt, "its run is over" if over else "its guests are elsewhere"))
     return actions
 
 

@@ -49,6 +49,36 @@ def place(
     return Hosts(hosts, policy=policy, overcommit=overcommit, random=random).place(demand, without=without)
 
 
+def confirm(
+    hosts: Iterable[Host],
+    demand: Demand,
+    here: Here,
+    *,
+    overcommit: Overcommit = ONCE,
+    without: Collection[str] = (),
+) -> Here | NotNow:
+    """Return a choice that somebody else made, if it is one for the demand and there is room; nothing is taken.
+
+    A wrong choice says nothing about the demand, so it is never a reason to cancel a job.
+    """
+    if len(here.hosts) != demand.count:
+        return NotNow(f"{len(here.hosts)} hosts were chosen for {demand}")
+    known = {host.name: host for host in hosts}
+    for name, guests in Counter(here.hosts).items():
+        host = known.get(name)
+        if host is None:
+            return NotNow(f"host {name!r} was chosen, which is not in the table; see: carrel host list")
+        if guests > 1 and demand.apart:
+            return NotNow(f"host {name!r} was chosen {guests} times for {demand}")
+        if name in without or host.state != "up":
+            return NotNow(f"host {name!r} was chosen, which takes no guests now")
+        cpus, memory_bytes = overcommit.capacity(host)
+        cpus_after = host.cpus_used + guests * demand.cpus
+        if cpus_after > cpus or host.memory_used_bytes + guests * demand.memory_bytes > memory_bytes:
+            return NotNow(f"host {name!r} was chosen, which has no room for {demand} now")
+    return here
+
+
 class Hosts:
     """Many hosts, kept sorted for one policy: for whoever asks often, a question costs far less than a look at all.
 
@@ -72,9 +102,13 @@ class Hosts:
         self._capacities = [overcommit.capacity(host) for host in self._hosts]
         # Sites have few kinds of host: what an empty site could hold is computed from those.
         self._kinds = Counter(self._capacities)
+        self._open_kinds: Counter[tuple[int, int]] = Counter()
+        """What our guests could have of the hosts that are open."""
         self._cpus_used = [host.cpus_used for host in self._hosts]
         self._memory_used = [host.memory_used_bytes for host in self._hosts]
-        self._closed = [host.state != "up" for host in self._hosts]
+        self._closed = [True] * len(self._hosts)
+        for position, host in enumerate(self._hosts):
+            self._set_closed(position, closed=host.state != "up")
         rooms = [self._room(position) for position in range(len(self._hosts))]
         # The policy spreads load and keeps no secret.
         self._picker = picking.picker(policy, rooms, random or Random())  # noqa: S311
@@ -98,11 +132,11 @@ class Hosts:
         """Return where the demand goes, and take it."""
         with self._left_out(without):
             positions = self._pick_all(demand)
-        if len(positions) == demand.count:
-            return Here(tuple(self._hosts[position].name for position in positions))
-        for position in positions:
-            self._change(position, -demand.cpus, -demand.memory_bytes)
-        return self._refusal(demand)
+            if len(positions) == demand.count:
+                return Here(tuple(self._hosts[position].name for position in positions))
+            for position in positions:
+                self._change(position, -demand.cpus, -demand.memory_bytes)
+            return self._refusal(demand)
 
     def take(self, name: str, *, cpus: int, memory_bytes: int) -> None:
         """Note that so much of a host is taken, whether or not there is room: what exists, exists."""
@@ -120,7 +154,7 @@ class Hosts:
         """Open or close a host for further guests."""
         position = self._position(name)
         self._hosts[position] = msgspec.structs.replace(self._hosts[position], state=state, reason=reason)
-        self._closed[position] = state != "up"
+        self._set_closed(position, closed=state != "up")
         self._picker.moved(position, self._room(position))
 
     def _pick_all(self, demand: Demand) -> list[int]:
@@ -143,11 +177,11 @@ class Hosts:
     def _left_out(self, names: Collection[str]) -> Iterator[None]:
         positions = [self._at[name] for name in names if name in self._at and not self._closed[self._at[name]]]
         for position in positions:
-            self._closed[position] = True
+            self._set_closed(position, closed=True)
             self._picker.moved(position, picking.CLOSED)
         yield
         for position in positions:
-            self._closed[position] = False
+            self._set_closed(position, closed=False)
             self._picker.moved(position, self._room(position))
 
     def _refusal(self, demand: Demand) -> NotNow | Never:
@@ -161,7 +195,16 @@ class Hosts:
             return Never(f"{demand} fit no {len(self._hosts)} hosts of this site together; {largest}")
         closed = sum(self._closed)
         shut = f", and {closed} of {len(self._hosts)} hosts take no guests" if closed else ""
-        return NotNow(f"no room for {demand} on the hosts now{shut}")
+        frees = _places(self._open_kinds, demand) >= demand.count
+        return NotNow(f"no room for {demand} on the hosts now{shut}", frees=frees)
+
+    def _set_closed(self, position: int, *, closed: bool) -> None:
+        if closed == self._closed[position]:
+            return
+        self._closed[position] = closed
+        host, (cpus, memory_bytes) = self._hosts[position], self._capacities[position]
+        kind = (max(cpus - host.cpus_others, 0), max(memory_bytes - host.memory_others_bytes, 0))
+        self._open_kinds[kind] += -1 if closed else 1
 
     def _change(self, position: int, cpus: int, memory_bytes: int) -> None:
         self._cpus_used[position] += cpus

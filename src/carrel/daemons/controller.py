@@ -19,6 +19,7 @@ from carrel import config
 from carrel.config import Config
 from carrel.daemons import maps, transport
 from carrel.daemons.board import Board
+from carrel.daemons.hosts import HostDesk
 from carrel.daemons.reconcile import Reconciler
 from carrel.errors import CarrelError
 from carrel.slurm.client import SlurmClient
@@ -49,8 +50,11 @@ class Controller:
         self._addresses_at_s = 0.0
         self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
         self._changed = asyncio.Event()
-        self._reconciler = Reconciler(settings, tell=self.board.note) if settings.guest_nodes.hosts else None
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
+        self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
+        self._reconciler: Reconciler | None = None
+        if settings.guest_nodes.hosts:
+            self._reconciler = Reconciler(settings, self.desk.admission, tell=self.board.note)
 
     async def run(self) -> None:
         """Serve until a signal ends it."""
@@ -107,6 +111,7 @@ class Controller:
             changed=self._changed.set,
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
+            desk=self.desk,
             exchange=self._reconciler.exchange if self._reconciler else None,
         )
         return Server(

@@ -6,7 +6,6 @@ asked anew at once when something changes here. While carrelctld is away, all st
 
 import asyncio
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -96,14 +95,11 @@ class Hypervisor:
             self._apply(orders)
 
     async def _ask(self) -> Orders:
-        limits = self._host.config.guest_nodes
         self._told = self._facts()
         body = msgspec.json.encode(
             HostReport(
                 host=self._host.name,
                 address=_address(),
-                cpus=limits.host_cpus or os.cpu_count() or 1,
-                memory_bytes=limits.host_memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
                 guests=self._told,
             )
         )

@@ -7,19 +7,19 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 import msgspec
 
 from carrel.config import Config
 from carrel.core import guestnodes as decide
-from carrel.core.guestnodes import Action, Attempts, Limits, OnJob, OnName, World
-from carrel.daemons.rooms import Rooms
+from carrel.core.guestnodes import Action, Limits, OnJob, OnName, World
+from carrel.core.queue import Cancel, Launch
+from carrel.daemons.lines import Lines
 from carrel.errors import UnreachableError
+from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
-from carrel.model.host import Here, Host, Never, NotNow, Overcommit
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, PoolJob, reservation_name
 from carrel.model.report import Event
@@ -31,8 +31,6 @@ QUIET_PERIOD_S = 2.0
 """Between looks while no job waits and no guest is carried."""
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
-BACK_OFF_FIRST_S = 1.0
-BACK_OFF_MAX_S = 60.0
 
 _LOG = logging.getLogger("carrelctld")
 
@@ -40,21 +38,21 @@ _LOG = logging.getLogger("carrelctld")
 class Reconciler:
     """Guests-as-nodes of one cluster."""
 
-    def __init__(self, settings: Config, *, tell: Callable[[Event], None]) -> None:
-        """Open the rooms; ask nobody yet.
+    def __init__(self, settings: Config, admission: Admission, *, tell: Callable[[Event], None]) -> None:
+        """Ask nobody yet.
 
         Args:
             settings: The site's.
+            admission: The hosts, and what is taken of them.
             tell: Takes what happened, for ``carrel job show``.
         """
         mine = settings.guest_nodes
         self._settings = mine
-        self._limits = Limits(attempts_max=mine.attempts_max, configuring_max_s=mine.configuring_max_s)
+        self._limits = Limits(configuring_max_s=mine.configuring_max_s)
         self._pool = SlurmPool(settings.slurm, mine.partition)
-        self._rooms = Rooms(Path(mine.database), policy=mine.policy, overcommit=Overcommit(cpus=mine.overcommit_cpus))
+        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone)
         self._tell = tell
         self._heard: dict[str, tuple[float, HostReport]] = {}
-        self._attempts: dict[JobKey, Attempts] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
@@ -120,26 +118,33 @@ class Reconciler:
     async def _once(self) -> tuple[bool, bool]:
         """Return whether anything was done, and whether there is nothing to watch."""
         look = await self._pool.look()
-        world = self._world(look)
-        if self._count_failures(world):
-            world = self._world(look)
+        hosts = self._hosts()
+        await asyncio.to_thread(self._lines.adopt, look)
+        self._hear_of_failures(look, hosts)
+        world = await self._world(look, hosts)
         await self._publish(world)
         actions = decide.plan(world)
         if not self._all_heard():
             actions = tuple(action for action in actions if not isinstance(action, decide.FindRoom | decide.Cancel))
         jobs = {job.key: job for job in look.jobs}
         done = [await self._act(action, jobs) for action in actions]
+        if self._all_heard():
+            done.append(await self._launch(hosts, jobs))
         self._forget(look)
         return any(done), not any(job.alive for job in look.jobs) and not world.places
 
-    def _world(self, look: Look) -> World:
-        now_s = time.monotonic()
-        silent_s = self._settings.host_silent_s
+    def _hosts(self) -> dict[str, HostReport]:
+        """Return the hosts that were heard lately."""
+        now_s, silent_s = time.monotonic(), self._settings.host_silent_s
+        return {name: report for name, (at_s, report) in self._heard.items() if now_s - at_s < silent_s}
+
+    async def _world(self, look: Look, hosts: Mapping[str, HostReport]) -> World:
         return World(
             look=look,
-            places=self._rooms.all(),
-            hosts={name: report for name, (at_s, report) in self._heard.items() if now_s - at_s < silent_s},
-            attempts=self._attempts,
+            places=await asyncio.to_thread(self._lines.places, look.cluster),
+            hosts=hosts,
+            begun=self._lines.begun(),
+            given_up=self._lines.given_up(),
             now_s=time.time(),
             limits=self._limits,
         )
@@ -158,29 +163,18 @@ class Reconciler:
                 self._orders[host] = Orders(digest=digest, orders=orders)
             self._changed.notify_all()
 
-    def _count_failures(self, world: World) -> bool:
-        """Count each guest that failed, once; return whether there was one."""
-        found = False
-        for run, guest in decide.failed(world):
-            if (run, guest.node, guest.started_s) in self._counted:
-                continue
+    def _hear_of_failures(self, look: Look, hosts: Mapping[str, HostReport]) -> None:
+        """Tell the queue of each attempt that failed, once."""
+        for run, host, guest in decide.failed(look, hosts):
+            if run in self._lines.begun() and (run, guest.node, guest.started_s) not in self._counted:
+                self._lines.failed(run, host, guest.reason)
             # The others of this attempt end with it: one that fails later is no second failure.
-            self._counted |= {(run, other.node, other.started_s) for other in world.carried(run).values()}
-            before = self._attempts.get(run, Attempts())
-            host = next((name for name, report in world.hosts.items() if guest in report.guests), "")
-            wait_s = min(BACK_OFF_FIRST_S * 2**before.count, BACK_OFF_MAX_S)
-            self._attempts[run] = Attempts(
-                count=before.count + 1,
-                reason=guest.reason,
-                not_before_s=time.time() + wait_s,
-                avoid=tuple(dict.fromkeys((*before.avoid, host))),
-            )
-            found = True
-        return found
+            carried = (each for report in hosts.values() for each in report.guests if each.run == run)
+            self._counted |= {(run, each.node, each.started_s) for each in carried}
 
     def _forget(self, look: Look) -> None:
         alive = {job.key for job in look.jobs if job.alive}
-        self._attempts = {run: value for run, value in self._attempts.items() if run in alive}
+        self._lines.keep_only(alive)
         self._told = {run: value for run, value in self._told.items() if run in alive}
         self._counted = {mark for mark in self._counted if mark[0] in alive}
 
@@ -199,7 +193,8 @@ class Reconciler:
             case decide.Hold():
                 self._complain(action, await self._pool.hold(job_id))
             case decide.FindRoom():
-                return await self._find_room(action, job)
+                self._lines.add(job, action)
+                return False
             case decide.Assign():
                 await self._assign(action)
             case decide.Pin():
@@ -234,46 +229,30 @@ class Reconciler:
                 said = await pool.unreserve(action.reservation)
             case decide.GiveBackRoom():
                 said = ""
-                self._rooms.give_back(action.run, action.index)
+                await asyncio.to_thread(self._lines.give_back, action.run, action.attempt)
             case _:
                 assert_never(action)
         self._complain(action, said)
 
-    async def _find_room(self, action: decide.FindRoom, job: PoolJob) -> bool:
-        answer = self._rooms.take(action.run, action.demand, self._hosts(), avoid=action.avoid)
-        match answer:
-            case Here():
-                self._note(job, "guest-placed", f"on {', '.join(answer.hosts)}")
-                return True
-            case NotNow():
-                await self._say(job, answer.reason)
-                return False
-            case Never():
-                await self._cancel(job, answer.reason)
-                return True
+    async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
+        """Take room for those whose turn it is, and say to the others why they wait."""
+        silent = frozenset(hostlist.expand(self._settings.hosts)) - hosts.keys()
+        found = await asyncio.to_thread(self._lines.launches, silent)
+        for run, action in found:
+            match action:
+                case Launch():
+                    self._note(jobs[run], "guest-placed", f"on {', '.join(action.here.hosts)}")
+                case Cancel():
+                    await self._cancel(jobs[run], action.reason)
+                case _:
+                    assert_never(action)
+        for run, why in self._lines.waiting():
+            await self._say(jobs[run], why)
+        return bool(found)
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
         self._complain(why, await self._pool.cancel(job.key.job_id))
-
-    def _hosts(self) -> list[Host]:
-        now_s = time.monotonic()
-        found = []
-        for name in hostlist.expand(self._settings.hosts):
-            at_s, report = self._heard.get(name, (0.0, None))
-            if report is None:
-                continue
-            silent = now_s - at_s > self._settings.host_silent_s
-            found.append(
-                Host(
-                    name=name,
-                    cpus=report.cpus,
-                    memory_bytes=report.memory_bytes,
-                    state="down" if silent else "up",
-                    reason="not heard" if silent else "",
-                )
-            )
-        return found
 
     async def _assign(self, action: decide.Assign) -> None:
         for name, host in action.hosts:
@@ -286,6 +265,7 @@ class Reconciler:
         if action.run.restart:
             self._complain(action, await self._pool.start_now(action.run.job_id))
         self._complain(action, await self._pool.release(action.run.job_id))
+        self._lines.ready(action.run)
         self._note(job, "job-released", action.reason)
         self._told.pop(action.run, "")
         await self._pool.tell(action.run.job_id, "")

@@ -56,8 +56,6 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     address: str
     """Where slurmctld and srun reach the slurmds of its guests."""
-    cpus: int
-    memory_bytes: int
     guests: tuple[GuestNode, ...] = ()
 
 

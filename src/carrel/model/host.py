@@ -16,6 +16,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     cpus_used: int = 0
     memory_used_bytes: int = 0
+    cpus_others: int = 0
+    """How many of ``cpus_used`` are not of our guests, so that no end of a job gives them back."""
+    memory_others_bytes: int = 0
     state: HostState = "up"
     """``drained``: a person took it out; ``down``: nobody can be asked about it. Neither gets another guest."""
     reason: str = ""
@@ -75,6 +78,8 @@ class NotNow(msgspec.Struct, frozen=True, tag="not-now", tag_field="answer"):
     """There is no room, and there may be later. Also the answer where nobody can tell."""
 
     reason: str
+    frees: bool = False
+    """There is room once enough of our guests end; else something else has to change first."""
 
 
 class Never(msgspec.Struct, frozen=True, tag="never", tag_field="answer"):

@@ -11,6 +11,7 @@ import msgspec
 from carrel.model.guest import GuestRequest
 from carrel.model.job import Job, JobKey
 
+_ROOM = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:/(\d+))?")
 _RESERVATION = re.compile(r"carrel_(\d+)_(\d+)_(\d+)")
 
 
@@ -104,10 +105,11 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Room that a run has on a host, for one guest; from the controller's database."""
+    """Room that a run has on a host, for one guest; from the controller's table of hosts."""
 
     run: JobKey
-    index: int
+    attempt: int
+    """Room on a host that fell silent is kept, and other room is sought as the next attempt."""
     host: str
     cpus: int
     memory_bytes: int
@@ -129,3 +131,21 @@ def run_of_reservation(name: str, cluster: str) -> JobKey | None:
         return None
     job_id, submit_s, restart = map(int, match.groups())
     return JobKey(cluster=cluster, job_id=job_id, submit_s=submit_s, restart=restart)
+
+
+def room_name(run: JobKey, attempt: int) -> str:
+    """Return the name under which an attempt of a run takes room.
+
+    >>> room_name(JobKey(cluster="c", job_id=7, submit_s=9), 0), room_name(JobKey(cluster="c", job_id=7, submit_s=9), 2)
+    ('7.9.0', '7.9.0/2')
+    """
+    return f"{run}/{attempt}" if attempt else str(run)
+
+
+def run_of_room(name: str, cluster: str) -> tuple[JobKey, int] | None:
+    """Return the run and the attempt of such a name; None: it is of something else."""
+    match = _ROOM.fullmatch(name)
+    if match is None:
+        return None
+    job_id, submit_s, restart, attempt = (int(part or 0) for part in match.groups())
+    return JobKey(cluster=cluster, job_id=job_id, submit_s=submit_s, restart=restart), attempt

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from carrel import paths
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
+from carrel.hosts import table
 from carrel.process import CommandError, run
 from carrel.sandbox import database, netns, slurmconf, teardown
 from carrel.sandbox.children import POLL_S, Children, Recipe, accepts, listens
 from carrel.sandbox.layout import Layout
-from carrel.sandbox.slurmconf import Place
+from carrel.sandbox.slurmconf import NODE_CPUS, Place
 from carrel.sandbox.spec import Daemon, Facts, Spec
 
 _PORT_BLOCKS = range(20000, 32000, 64)
@@ -71,6 +72,11 @@ class Assembly:
             first(database.daemon(self.place), timeout_s)
             database.register(self.place)
         if self._spec.guests:
+            hosts = [
+                table.Facts(name=name, cpus=NODE_CPUS, memory_bytes=self._spec.node_memory_mb * 2**20, reports=True)
+                for name in self.place.hosts
+            ]
+            table.HostTable(self.layout.hosts_table).put(hosts)
             self._children.spawn(self._carrelctld())
             for node in (*self.place.nodes, *self.place.hosts):
                 self._children.spawn(self._carreld(node))

@@ -48,6 +48,10 @@ class Layout(msgspec.Struct, frozen=True):
         return self.etc / "carrel.toml"
 
     @property
+    def hosts_table(self) -> Path:
+        return self.root / "hosts.db"
+
+    @property
     def munge_socket(self) -> Path:
         return self.run / "munge.sock"
 

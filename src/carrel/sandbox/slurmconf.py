@@ -226,14 +226,12 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
+        "placement": {"table": str(layout.hosts_table)},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
     if place.hosts:
         ours["guest_nodes"] = {
             "hosts": ",".join(place.hosts),
-            "database": f"{layout.root}/state/rooms.sqlite",
-            "host_cpus": NODE_CPUS,
-            "host_memory_bytes": place.spec.node_memory_mb * 2**20,
         }
     return _toml(ours, place.spec.carrel_conf)
 
