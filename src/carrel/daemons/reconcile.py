@@ -124,8 +124,8 @@ class Reconciler:
         world = await self._world(look, hosts)
         await self._publish(world)
         actions = decide.plan(world)
-        if not self._all_heard():
-            actions = tuple(action for action in actions if not isinstance(action, decide.FindRoom | decide.Cancel))
+        if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
+            actions = tuple(action for action in actions if isinstance(action, decide.Hold | decide.Close))
         jobs = {job.key: job for job in look.jobs}
         done = [await self._act(action, jobs) for action in actions]
         if self._all_heard():
