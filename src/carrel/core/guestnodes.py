@@ -82,7 +82,7 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class GiveBackJob(msgspec.Struct, frozen=True):
-    """Requeue a job that has nodes and does not start."""
+    """Let Slurm requeue, or end, a job that has nodes and does not start: these nodes are down."""
 
     run: JobKey
     reason: str

@@ -30,6 +30,7 @@ from carrel.model.job import Job
 from carrel.model.report import NodeReport
 from carrel.model.task import Task
 from carrel.ports import Driver
+from carrel.slurm import cgroups
 from carrel.slurm.beside import Beside, steps_of
 from carrel.slurm.client import SlurmClient
 
@@ -159,7 +160,12 @@ class Carried(Node):
         )
         sources = [decide.parse_mount(text).source for text in order.request.mounts]
         mounts = await people.reachable(spec.mounts, person, asked=sources)
-        return msgspec.structs.replace(spec, name=self.guest_name, per="node", mounts=mounts)
+        counted: tuple[str, ...] = ()
+        if (await self.scheduler.settings()).get("ProctrackType") == "proctrack/cgroup":
+            counted = await asyncio.to_thread(
+                cgroups.of_guest_node, self.name, cpus=order.cpus, memory_bytes=order.memory_bytes
+            )
+        return msgspec.structs.replace(spec, name=self.guest_name, per="node", mounts=mounts, job_cgroups=counted)
 
     async def look(self) -> None:
         """See how the guest does, and keep slurmd running where it is wanted."""
@@ -222,6 +228,7 @@ class Carried(Node):
         for guest in (await self.report()).guests:
             await self.end(guest)
             self._say("guest-gone", "destroyed: its node is not wanted any more")
+        await asyncio.to_thread(cgroups.remove_guest_node, self.name)
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         self._record.unlink(missing_ok=True)
 

@@ -203,7 +203,8 @@ class Reconciler:
                 await self._release(action, job)
             case decide.GiveBackJob():
                 self._note(job, "job-requeued", action.reason)
-                self._complain(action, await self._pool.requeue(job_id))
+                for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
+                    self._complain(action, await self._pool.node(name, "down", action.reason))
             case decide.Cancel():
                 await self._cancel(job, action.reason)
             case decide.Tell():

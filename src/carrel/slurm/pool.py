@@ -123,9 +123,6 @@ class SlurmPool:
         """Let a requeued job start at once: Slurm would have it wait for two minutes."""
         return await self._do("update", f"JobId={job_id}", "StartTime=now")
 
-    async def requeue(self, job_id: int) -> str:
-        return await self._do("requeue", str(job_id))
-
     async def cancel(self, job_id: int) -> str:
         try:
             await self._client.ask("scancel", str(job_id))
