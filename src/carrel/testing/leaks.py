@@ -73,7 +73,9 @@ def pid_of(box: Sandbox, job_id: int, name: str) -> Pid | None:
         return None
     if name in {"qemu", "guard"}:
         return _written(guests[0] / "pids", name)
-    inside = guests[0].parent.parent / "inside" / guests[0].name
+    node = guests[0].name.split(".")[3:4]  # a guest that is a node has a directory of its own
+    home = box.layout.node(node[0]) if (guests[0].name.count(".") == 3 and node) else guests[0].parent.parent
+    inside = home / "inside" / guests[0].name
     tasks = [int(path.name) for path in inside.glob("*")]
     if not tasks:
         return None
