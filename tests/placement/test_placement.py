@@ -244,6 +244,19 @@ def test_what_is_given_back_must_have_been_taken() -> None:
         index.give_back(Here(("h",)), Demand(cpus=1, memory_bytes=1))
 
 
+def test_a_host_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no host 'x' among 0"):
+        Hosts([]).take("x", cpus=1, memory_bytes=1)
+
+
+def test_what_others_use_of_a_host_does_not_come_back_when_guests_end() -> None:
+    half = Host(name="h", cpus=4, memory_bytes=GIB, cpus_used=3, cpus_others=2)
+    assert place([half], Demand(cpus=2, memory_bytes=1)) == NotNow(
+        "no room for 2 CPUs and 0 MiB on the hosts now", True
+    )
+    assert place([half], Demand(cpus=3, memory_bytes=1)) == NotNow("no room for 3 CPUs and 0 MiB on the hosts now")
+
+
 def test_a_host_that_is_closed_gets_nothing_until_it_is_opened() -> None:
     index = Hosts([Host(name="h", cpus=4, memory_bytes=GIB)])
     one = Demand(cpus=1, memory_bytes=1)

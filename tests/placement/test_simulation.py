@@ -51,6 +51,12 @@ def test_two_jobs_on_one_cpu_run_one_after_the_other_each_after_its_clone() -> N
     assert found.slowdown.mean == pytest.approx((12 / 10 + 34 / 20) / 2)
 
 
+def test_a_long_simulation_tells_how_far_it_is() -> None:
+    told: list[int] = []
+    Simulation(setting(1)).run([Arrival(0.0, 1.0, ONE)] * 10, tell=told.append, tell_every=4)
+    assert told == [4, 8]
+
+
 def test_a_job_larger_than_any_host_is_cancelled_and_the_others_run() -> None:
     found = Simulation(setting(4)).run([Arrival(0.0, 1.0, Demand(cpus=5, memory_bytes=1)), Arrival(0.0, 1.0, ONE)])
     assert (found.done, found.cancelled) == (1, 1)
