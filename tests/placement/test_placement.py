@@ -234,7 +234,7 @@ def test_a_table_without_hosts_is_a_reason_to_wait() -> None:
 def test_what_is_larger_than_any_host_is_told_the_largest() -> None:
     hosts = [Host(name="a", cpus=8, memory_bytes=GIB), Host(name="b", cpus=4, memory_bytes=9 * GIB)]
     assert place(hosts, Demand(cpus=4, memory_bytes=10 * GIB)) == Never(
-        "4 CPUs and 10240 MiB fit no host; the largest gives a guest 8 CPUs and 1024 MiB"
+        "4 CPUs and 10 GiB fit no host; the largest gives a guest 8 CPUs and 1 GiB"
     )
 
 
