@@ -1,3 +1,4 @@
+# ruff: noqa: S311  # chance here keeps no secret
 """Measure placement, the queue and the simulator on this machine, and print what was seen.
 
 Usage: .venv/bin/python benchmarks/placement.py [--repeat 5] [--jobs 100000] [--whole]

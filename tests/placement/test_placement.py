@@ -1,3 +1,4 @@
+# ruff: noqa: S311  # chance here keeps no secret
 """Placement against a look at all hosts, and what must hold of every answer."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# ruff: noqa: S311  # chance here keeps no secret
 """The table of hosts under many askers and under SIGKILL: nothing is promised twice and nothing stays behind."""
 
 import functools
