@@ -14,6 +14,7 @@ import msgspec
 
 from carrel import paths
 from carrel.errors import CarrelError
+from carrel.model.host import Overcommit, Policy
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,6 +79,19 @@ class Guests(Section, frozen=True):
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 
 
+class GuestNodes(Section, frozen=True):
+    """Guests that are Slurm nodes of their own; see ``docs/how-to/guests-as-nodes.md``."""
+
+    hosts: str = ""
+    """The hosts that carry them, as Slurm writes node names: ``h[1-40]``. Slurm schedules none of these."""
+    partition: str = "guests"
+    """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
+    configuring_max_s: float = 30.0
+    """A job that was given its nodes and does not start within this time is given back to the queue."""
+    host_silent_s: float = 30.0
+    """A host that was not heard for so long gets no new guest, and those that begin there begin elsewhere."""
+
+
 class Images(Section, frozen=True):
     store: str = ""
     """Directory of images; empty: ``/var/lib/carrel/images``, or ``build/images`` of a source checkout."""
@@ -102,6 +116,63 @@ class Controller(Section, frozen=True):
     """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
     munge_socket: str = ""
     """Munge's socket; empty: munge's own default."""
+
+
+class Rate(Section, frozen=True):
+    """How many guests of a kind are begun at most in each ``window_s``."""
+
+    instant: int = 200
+    linked: int = 60
+    full: int = 10
+
+
+class Launches(Section, frozen=True):
+    """How guests that are Slurm nodes are begun, and what follows where one cannot be made."""
+
+    rate: Rate = Rate()
+    window_s: float = 60.0
+    attempts: int = 5
+    """After so many failures the job stays held, for a person to look at."""
+    backoff_s: float = 2.0
+    """Wait after the first failure; twice as long after each further one."""
+    backoff_max_s: float = 300.0
+    failures: int = 3
+    """After so many in a row a host or an image rests, and then gets a single trial."""
+    rest_s: float = 60.0
+    """Twice as long after each trial that fails."""
+    rest_max_s: float = 1800.0
+    patience_s: float = 3600.0
+    """A job that has waited for so long is not passed by others any more, if room comes as guests end."""
+
+
+class Addresses(Section, frozen=True):
+    """Addresses for guests that are Slurm nodes; without any, their network gives them one."""
+
+    static: tuple[str, ...] = ()
+    """Ranges that are Carrel's alone: ``10.0.0.10-10.0.0.20``, ``10.0.1.0/24``."""
+    list: str = ""
+    """A file of lines ``ADDRESS;JOB;USED`` that other programs share, in place of ``static``."""
+
+
+class Placement(Section, frozen=True):
+    """Where guests go that are Slurm nodes of their own."""
+
+    table: str = "/var/lib/carrel/hosts.db"
+    """The controller's file of hosts and of what is taken of them, on a disk of its own machine."""
+    policy: Policy = "best-fit"
+    """What is chosen among the hosts with room: see ``docs/reference/hosts.md``."""
+    overcommit: Overcommit = Overcommit()
+    """How often a CPU, or a byte of memory, may be promised to guests."""
+    command: tuple[str, ...] = ()
+    """A command of the site's that chooses instead of ``policy``: JSON in, JSON out."""
+    command_timeout_s: float = 5.0
+    """A command that takes longer is killed, and the job waits."""
+    launches: Launches = Launches()
+    addresses: Addresses = Addresses()
+
+    @property
+    def path(self) -> Path:
+        return Path(self.table)
 
 
 class Prices(Section, frozen=True):
@@ -186,9 +257,11 @@ class Ldms(Section, frozen=True):
 class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
+    guest_nodes: GuestNodes = GuestNodes()
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()
+    placement: Placement = Placement()
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
     ldms: Ldms = Ldms()

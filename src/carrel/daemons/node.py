@@ -36,6 +36,7 @@ from carrel.images.source import StoreImages
 from carrel.model.guest import Guest
 from carrel.model.report import NodeFacts, NodeReport
 from carrel.ports import Driver, DriverContext, LoadedDriver
+from carrel.slurm import hostlist
 from carrel.slurm.client import SlurmClient
 
 BACKLOG = 256
@@ -144,6 +145,8 @@ class Node:
             accelerator=self._accelerator[0],
             accelerator_why=self._accelerator[1],
             faults=self._faults,
+            cpus=len(os.sched_getaffinity(0)),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
         consoles = {name: text for name, (at_s, text) in self._last_words.items() if time.monotonic() - at_s < KEPT_S}
         consoles |= {
@@ -179,11 +182,14 @@ class Node:
             self.journal.add("node-fault", str(error))
         self.reporter.poke()
 
+    def door(self) -> Door:
+        return Door(self, Peers(share()))
+
     async def serve(self) -> None:
         """Answer until cancelled."""
         path = self.directory / "carreld.sock"
         path.unlink(missing_ok=True)
-        door = Door(self, Peers(share()))
+        door = self.door()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             path.chmod(0o666)
@@ -205,7 +211,12 @@ class Node:
         self.adopt()
         gc.freeze()  # what is there now stays: no collection, in whatever thread it happens, need look at it again
         sweep = Sweep(self)
-        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.feeding.run(), self.check()]
+        works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.feeding.run()]
+        if self.name in hostlist.expand(self.config.guest_nodes.hosts):
+            from carrel.daemons import hypervisor  # noqa: PLC0415  # it is made of nodes such as this one
+
+            works.append(hypervisor.Hypervisor(self).run())
+        works.append(self.check())
         tasks = [asyncio.ensure_future(work) for work in works]
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])

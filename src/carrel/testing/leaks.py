@@ -30,6 +30,8 @@ _FILES = {
     "hint of a hook": "nodes/*/hints/*",
     "samples without tables": "metrics/*/*/*.seg",
     "map": "maps/*",
+    "order of a guest that is a node": "nodes/*/guest-nodes/*",
+    "directory of a guest that is a node": "nodes/*/is-guest",
     "socket of a step": "spool/*/*_[0-9]*.*[0-9]",
 }
 
@@ -48,7 +50,13 @@ def nothing_left(box: Sandbox, *, within_s: float = CLEAN_TIMEOUT_S) -> None:
 
 def leaks(box: Sandbox) -> list[str]:
     """Return, in words, what is there that belongs to no daemon. Of a cluster with running jobs, that is theirs."""
-    return [*_processes(box), *_files(box), *_mounts(box), *_cgroups(box.facts().nodes), *_slots(box)]
+    return [
+        *_processes(box),
+        *_files(box),
+        *_mounts(box),
+        *_cgroups((*box.facts().nodes, *box.facts().pool)),
+        *_slots(box),
+    ]
 
 
 def guest_of(box: Sandbox, job_id: int) -> Path:
@@ -69,7 +77,9 @@ def pid_of(box: Sandbox, job_id: int, name: str) -> Pid | None:
         return None
     if name in {"qemu", "guard"}:
         return _written(guests[0] / "pids", name)
-    inside = guests[0].parent.parent / "inside" / guests[0].name
+    node = guests[0].name.split(".")[3:4]  # a guest that is a node has a directory of its own
+    home = box.layout.node(node[0]) if (guests[0].name.count(".") == 3 and node) else guests[0].parent.parent
+    inside = home / "inside" / guests[0].name
     tasks = [int(path.name) for path in inside.glob("*")]
     if not tasks:
         return None

@@ -1,0 +1,109 @@
+"""A run asks for hosts: by the site's policy or the site's command, and what is answered is taken.
+
+The calls block for as long as a transaction or the command takes: a daemon makes them in a thread.
+"""
+
+import functools
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from random import SystemRandom
+
+from carrel.config import Placement
+from carrel.core import addresses, placement
+from carrel.hosts import external
+from carrel.hosts.sharedlist import SharedList
+from carrel.hosts.table import HostTable
+from carrel.model.host import Answer, Demand, Here, Host
+
+
+class Admission:
+    """The hosts of a site, as its settings have them used."""
+
+    def __init__(self, settings: Placement) -> None:
+        """Open nothing yet."""
+        self.table = HostTable(settings.path)
+        self._settings = settings
+        self._random = SystemRandom()
+        self._list = SharedList(Path(settings.addresses.list)) if settings.addresses.list else None
+
+    def take(self, run: str, demand: Demand, *, without: Collection[str] = ()) -> Answer:
+        """Return where the guests of a run go, and take the places; a second call returns the same ones.
+
+        Raises:
+            RefusedError: the run was admitted with other guests.
+            UnreachableError: the table cannot be read or written.
+        """
+        if not self._settings.command:
+            return self.table.take(run, demand, functools.partial(self._place, demand, without))
+        # Nobody waits for a command within a transaction, so its answer is compared with what the hosts have by then.
+        taken = self.table.places(run)
+        answer = Here(tuple(place.host for place in taken)) if taken else self._ask(run, demand, without)
+        if not isinstance(answer, Here):
+            return answer
+        return self.table.take(run, demand, functools.partial(self._confirm, demand, without, answer))
+
+    def take_addresses(self, run: str, count: int) -> tuple[str, ...] | None:
+        """Return addresses of the pool for the guests of a run, the same ones each time; None: too few are free.
+
+        Empty where the site has no pool.
+
+        Raises:
+            CarrelError: a range of the settings is none.
+            UnreachableError: the table or the shared list cannot be read or written.
+        """
+        if self._list is not None:
+            return self._list.take(_job_id(run), count)
+        if not self._settings.addresses.static:
+            return ()
+        return self.table.take_addresses(run, count, addresses.expand(self._settings.addresses.static))
+
+    def give_back(self, run: str) -> None:
+        """Return all places and addresses of a run, which may have none."""
+        self.table.give_back(run)
+        if self._list is not None:
+            self._list.free({_job_id(run)})
+
+    def listed_jobs(self) -> set[int]:
+        """Return the jobs of the shared list; after this, ask Slurm which of them live, and free the others."""
+        return self._list.jobs() if self._list is not None else set()
+
+    def free_listed(self, dead: Collection[int]) -> None:
+        """Return what the shared list has of jobs that Slurm does not know."""
+        if self._list is not None and dead:
+            self._list.free(dead)
+
+    def query(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
+        """Return where such guests would go now, and take nothing."""
+        if not self._settings.command:
+            return self._place(demand, without, self.table.hosts())
+        answer = self._ask("", demand, without)
+        return self._confirm(demand, without, answer, self.table.hosts()) if isinstance(answer, Here) else answer
+
+    def _ask(self, run: str, demand: Demand, without: Collection[str]) -> Answer:
+        return external.ask(
+            self._settings.command,
+            run,
+            demand,
+            self.table.hosts(),
+            overcommit=self._settings.overcommit,
+            without=without,
+            timeout_s=self._settings.command_timeout_s,
+        )
+
+    def _place(self, demand: Demand, without: Collection[str], hosts: Sequence[Host]) -> Answer:
+        return placement.place(
+            hosts,
+            demand,
+            policy=self._settings.policy,
+            overcommit=self._settings.overcommit,
+            without=without,
+            random=self._random,
+        )
+
+    def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Sequence[Host]) -> Answer:
+        return placement.confirm(hosts, demand, here, overcommit=self._settings.overcommit, without=without)
+
+
+def _job_id(run: str) -> int:
+    """The shared list has room for no more than this of a run's name."""
+    return int(run.partition(".")[0])
