@@ -124,7 +124,7 @@ def test_the_chosen_host_stands_in_for_its_placeholder_and_for_the_sections_own(
         ("[guests.a]\n", r"guests\.\"a\": no template; name the VM"),
         ("[guests.a]\ntemplate='t'\naddress='10.0.0.1'\n", r"exclude each other; write dhcp = false"),
         ("[guests.a]\ntemplate='t'\ndhcp=false\n", r"dhcp = false and no netmask"),
-        ("[guests.a]\ntemplate='t'\nsriov_port_group='p'\n", r"sriov_port_group needs sriov_function"),
+        ("[a]\ndevices=['0000:3b:00.0']\n", r"a\.devices: '0000:3b:00\.0' is no vendor and device id"),
         ("[a", r"t\.toml: not TOML"),
     ],
 )

@@ -39,6 +39,7 @@ COUNT_MAX = 65536
 _KEYS = tuple(field.name for field in msgspec.structs.fields(GuestTemplate))
 _RANGE = re.compile(r"\{\{(\d+):(\d+)\}\}|\{(\d+):(\d+)\}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DEVICE = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{4}")
 _ONE_EACH = ("address", "host_name")
 
 _ELSEWHERE = {
@@ -51,7 +52,7 @@ _ELSEWHERE = {
     "ip": "write address",
     "guest_hostname": "write host_name",
     "device": "write devices",
-    "pf": "write sriov_function",
+    "pf": "vCenter picks the physical function behind sriov_port_group",
     "script": "write user_data; the guest's cloud-init runs it",
     "sequence": "one script runs its parts in order; write user_data",
     "barrier": "no task starts before all guests of its job have joined",
@@ -203,6 +204,9 @@ def _template(tables: Mapping[str, Any], own: Mapping[str, Any], *, where: str, 
     except msgspec.ValidationError as error:
         raise CarrelError(f"{where}: {name}: {str(error).replace('`', '')}") from error
     _check_network(template, where=f"{where}: {name}")
+    for device in template.devices:
+        if not _DEVICE.fullmatch(device):
+            raise CarrelError(f"{where}: {name}.devices: {device!r} is no vendor and device id, as in 10de:20b5")
     return template
 
 
@@ -276,8 +280,6 @@ def refuse_incomplete(template: GuestTemplate, *, where: str) -> None:
         )
     if not template.dhcp and not template.netmask:
         raise CarrelError(f"{where}: dhcp = false and no netmask; write it, as in 255.255.255.0")
-    if template.sriov_port_group and not template.sriov_function:
-        raise CarrelError(f"{where}: sriov_port_group needs sriov_function, the physical function behind it")
 
 
 def _table(value: Any, *, where: str, name: str) -> dict[str, Any]:

@@ -42,11 +42,9 @@ class GuestTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     memory_shares: int | None = None
     latency: Literal["normal", "high"] = "normal"
     devices: tuple[str, ...] = ()
-    """PCI devices of the host that are passed through, each as vCenter names it: ``0000:3b:00.0``."""
+    """PCI devices that are passed through, each a kind of device: vendor and device id, ``10de:20b5``."""
     vgpu: str = ""
     sriov_port_group: str = ""
-    sriov_function: str = ""
-    """The physical function behind ``sriov_port_group``, as vCenter names it."""
     pvrdma_port_group: str = ""
     customise: Customise = "linuxprep"
     """Who gives a full or linked clone its name and address; an instant one does it itself, see ``guestinfo``."""
