@@ -12,6 +12,8 @@ import shutil
 import ssl
 import subprocess  # a server that outlives the call
 import tempfile
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ FOLDER = "carrel"
 SOURCE = "DC0_C0_RP0_VM0"
 HOST = "DC0_C0_H0"
 _T = TypeVar("_T")
+_LOOK_EVERY_S = 0.02
 _START_TIMEOUT_S = 60.0
 _URL = re.compile(r"https://\S*@127\.0\.0\.1:(\d+)")
 
@@ -147,12 +150,19 @@ def with_admin(port: int, certificates: Certificates, work: Callable[[Any], _T])
         instance._stub.DropConnections()  # noqa: SLF001  # nothing else closes them
 
 
-def _prepare(instance: Any) -> None:
-    from pyVim.task import WaitForTask  # noqa: PLC0415
+def done(task: Any) -> Any:
+    """Wait for a task of vCenter, as far as the test's own time goes, and return its result."""
+    while (info := task.info).state not in {"success", "error"}:
+        time.sleep(_LOOK_EVERY_S)
+    if info.state == "error":
+        raise info.error
+    return info.result
 
+
+def _prepare(instance: Any) -> None:
     find = instance.content.searchIndex.FindByInventoryPath
     find("DC0/vm").CreateFolder(FOLDER)
-    WaitForTask(find(f"DC0/vm/{SOURCE}").CreateSnapshot_Task(name="base", memory=False, quiesce=False))
+    done(find(f"DC0/vm/{SOURCE}").CreateSnapshot_Task(name="base", memory=False, quiesce=False))
 
 
 def settings(where: Path, port: int, certificates: Certificates, **changes: Any) -> vsphere.Settings:
@@ -168,7 +178,7 @@ def settings(where: Path, port: int, certificates: Certificates, **changes: Any)
         user=USER,
         password_file=str(password),
         ca_file=str(certificates.ca),
-        owner=re.sub(r"[^a-z0-9]", "", where.name.lower())[-20:] or "owner",
+        owner=owner_of(where),
         datacenters=("DC0",),
         folder=FOLDER,
         template_file=str(file),
@@ -176,6 +186,11 @@ def settings(where: Path, port: int, certificates: Certificates, **changes: Any)
         poll_period_s=0.02,
     )
     return msgspec.structs.replace(plain, **changes)
+
+
+def owner_of(where: Path) -> str:
+    """Return whose guests those of this directory are."""
+    return f"o{zlib.crc32(str(where).encode()):08x}"
 
 
 def spec(name: str, **changes: Any) -> GuestSpec:

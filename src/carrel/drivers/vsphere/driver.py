@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
 from carrel import config
 from carrel.core import templates
@@ -23,7 +23,7 @@ from carrel.drivers.vsphere import record
 from carrel.drivers.vsphere.maker import Maker
 from carrel.drivers.vsphere.places import Source
 from carrel.drivers.vsphere.settings import Settings, refuse_incomplete
-from carrel.drivers.vsphere.vcenter import Seen, TaskError, Vcenter
+from carrel.drivers.vsphere.vcenter import GoneError, Seen, TaskError, Vcenter
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Counters, Entry, Guest, GuestSpec, IsNode
 from carrel.model.template import GuestTemplate
@@ -83,7 +83,10 @@ class VsphereDriver:
 
     async def ensure(self, spec: GuestSpec) -> Guest:
         async with self._locks.setdefault(spec.name, asyncio.Lock()):
-            return await self._ensure(spec)
+            try:
+                return await self._ensure(spec)
+            except GoneError as error:
+                raise RefusedError(f"guest {spec.name} was destroyed while it started") from error
 
     async def destroy(self, name: str) -> None:
         if making := self._making.get(name):
@@ -128,13 +131,15 @@ class VsphereDriver:
         paths = [f"{center}/vm/{self._settings.folder}" for center in self._settings.datacenters]
         return [await self._vcenter.at(path, vim.Folder) for path in paths]
 
+    async def _machines(self) -> list[Seen]:
+        return [machine for folder in await self._folders() for machine in await self._vcenter.machines(folder, _LOOK)]
+
     async def _found(self) -> list[tuple[Seen, Guest]]:
         found = []
-        for folder in await self._folders():
-            for machine in await self._vcenter.machines(folder, _LOOK):
-                guest = record.read(machine.get("config.extraConfig"), owner=self._settings.owner)
-                if guest is not None:
-                    found.append((machine, _now(guest, machine)))
+        for machine in await self._machines():
+            guest = record.read(machine.get("config.extraConfig"), owner=self._settings.owner)
+            if guest is not None:
+                found.append((machine, _now(guest, machine)))
         return sorted(found, key=lambda pair: pair[1].name)
 
     async def _one(self, name: str) -> tuple[Seen, Guest] | None:
@@ -202,10 +207,25 @@ class VsphereDriver:
             self._making[spec.name] = making
             making.add_done_callback(lambda done: self._made(spec.name, done))
         await asyncio.shield(making)
-        pair = await self._one(spec.name)
-        if pair is None:
-            raise RefusedError(f"guest {spec.name} was destroyed while it started")
-        return pair
+        while True:
+            pair = await self._one(spec.name)
+            if pair is not None:
+                return pair
+            await self._refuse_stranger(spec.name)
+            await asyncio.sleep(self._settings.poll_period_s)
+
+    async def _refuse_stranger(self, guest: str) -> None:
+        """Tell why a machine that was made, or whose name was taken, is no guest of ours.
+
+        Raises:
+            RefusedError: it is none. Else another process had vCenter make it, and it cannot be read yet.
+        """
+        name = record.machine_name(self._settings.owner, guest)
+        machine = next((one for one in await self._machines() if one.get("name") == name), None)
+        if machine is None:
+            raise RefusedError(f"guest {guest} was destroyed while it started")
+        if machine.get("config.extraConfig") is not None:
+            raise RefusedError(f"guest {guest}: another machine has its name, {name}, and is no guest; see vCenter")
 
     def _made(self, name: str, done: "asyncio.Future[None]") -> None:
         self._making.pop(name, None)
@@ -222,9 +242,9 @@ class VsphereDriver:
                     vim.fault.InvalidPowerState, machine.PowerOffVM_Task, f"guest {name} cannot be switched off"
                 )
                 await self._vcenter.done(lambda _: machine.Destroy_Task(), f"guest {name} cannot be destroyed")
+            except GoneError:
+                return
             except TaskError as error:
-                if isinstance(error.fault, vmodl.fault.ManagedObjectNotFound):
-                    return
                 if not isinstance(error.fault, vim.fault.TaskInProgress):
                     raise
             else:

@@ -93,7 +93,8 @@ class Maker:
         """Do a task of vCenter; ``fault`` says that it was done before.
 
         Raises:
-            NodeFaultError: it failed otherwise. What is not there any more raises ``TaskError``.
+            NodeFaultError: it failed otherwise.
+            GoneError: the machine is not there any more.
         """
         try:
             await self._vcenter.done(lambda _: begin(), what)

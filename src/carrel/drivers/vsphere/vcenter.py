@@ -16,24 +16,28 @@ from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
 
 import msgspec
-from pyVim.connect import Disconnect, SmartConnect
+from pyVim.connect import Disconnect, SmartStubAdapter
 from pyVmomi import vim, vmodl
 
 from carrel.drivers.vsphere.settings import Settings, password
-from carrel.errors import CarrelError, NodeFaultError, NotFoundError, UnreachableError
+from carrel.errors import NodeFaultError, NotFoundError, UnreachableError
 
 _T = TypeVar("_T")
 _PAGE = 500
 """Virtual machines in one answer."""
 
 
-class TaskError(CarrelError):
+class TaskError(NodeFaultError):
     """A task of vCenter failed; ``fault`` is its own word, such as ``DuplicateName``."""
 
     def __init__(self, fault: Any, sentence: str) -> None:
         """Keep the fault beside the sentence."""
         self.fault = fault
         super().__init__(sentence)
+
+
+class GoneError(NotFoundError):
+    """A machine vanished while something was done with it."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +83,8 @@ class Vcenter:
             if info.state == vim.TaskInfo.State.success:
                 return info.result
             if info.state == vim.TaskInfo.State.error:
+                if isinstance(info.error, vmodl.fault.ManagedObjectNotFound):
+                    raise GoneError(f"{what}: it is gone")
                 raise TaskError(info.error, f"{what}: {sentence_of(info.error)}")
             await asyncio.sleep(self._settings.poll_period_s)
 
@@ -134,7 +140,7 @@ class Vcenter:
                 "see docs/how-to/vsphere.md for the rights it needs"
             ) from error
         except vmodl.fault.ManagedObjectNotFound as error:
-            raise NotFoundError(f"what was asked about is gone from {self._settings.server}") from error
+            raise GoneError(f"what was asked about is gone from {self._settings.server}") from error
         except vmodl.MethodFault as error:
             raise NodeFaultError(f"vCenter {self._settings.server}: {sentence_of(error)}") from error
 
@@ -148,16 +154,17 @@ class Vcenter:
     def _connected(self) -> Any:
         with self._lock:  # one login, however many threads come first
             if self._instance is None:
-                self._instance = SmartConnect(
+                stub = SmartStubAdapter(
                     host=self._settings.server,
                     port=self._settings.port,
-                    user=self._settings.user,
-                    pwd=password(self._settings),
                     sslContext=trust(self._settings),
                     httpConnectionTimeout=self._settings.request_timeout_s,
                 )
-                # Its connections stay open in a pool that nobody closes.
-                weakref.finalize(self, self._instance._stub.DropConnections)  # noqa: SLF001  # it has no other name
+                # It keeps connections open in a pool that nobody else closes.
+                weakref.finalize(self, stub.DropConnections)
+                instance = vim.ServiceInstance("ServiceInstance", stub)
+                instance.content.sessionManager.Login(self._settings.user, password(self._settings), None)
+                self._instance = instance
             return self._instance
 
 
@@ -187,6 +194,8 @@ def _as_task_error(start: Callable[[Any], Any], instance: Any, what: str) -> Any
         return start(instance)
     except (vim.fault.NotAuthenticated, vim.fault.NoPermission, vim.fault.InvalidLogin):
         raise
+    except vmodl.fault.ManagedObjectNotFound as fault:
+        raise GoneError(f"{what}: it is gone") from fault
     except vmodl.MethodFault as fault:
         raise TaskError(fault, f"{what}: {sentence_of(fault)}") from fault
 
