@@ -84,7 +84,7 @@ class Vcsim:
 
     def __init__(self, certificates: Certificates, *words: str) -> None:
         listen = ["-l", "127.0.0.1:0", "-tlscert", str(certificates.cert), "-tlskey", str(certificates.key)]
-        command = [str(VCSIM), *listen, "-host", "2", "-vm", "1", *words]
+        command = [str(VCSIM), *listen, "-api-version", "8.0.2.0", "-host", "2", "-vm", "1", *words]
         died_with_us = ["setpriv", "--pdeathsig", "KILL"]
         self.process = subprocess.Popen([*died_with_us, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.port = self._port()

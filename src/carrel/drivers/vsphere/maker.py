@@ -54,11 +54,13 @@ class Maker:
     async def start(self, machine: Seen, spec: GuestSpec, template: GuestTemplate) -> None:
         """Customise and switch on what is off. An instant clone runs from its first moment."""
         ref = machine.ref
-        power, devices = await self._vcenter.call(lambda _: (ref.runtime.powerState, ref.config.hardware.device))
-        if power != vim.VirtualMachinePowerState.poweredOff:
+        now = await self._vcenter.look(ref, ("runtime.powerState", "config.hardware.device"))
+        if now.get("runtime.powerState") != vim.VirtualMachinePowerState.poweredOff:
             return
         if template.customise == "linuxprep":
-            wanted = requests.customisation(template, spec, requests.card_count(devices))
+            wanted = requests.customisation(
+                template, spec, requests.card_count(now.get("config.hardware.device") or ())
+            )
             await self.tolerating(
                 vim.fault.CustomizationPending,
                 lambda: ref.CustomizeVM_Task(spec=wanted),
@@ -74,12 +76,11 @@ class Maker:
         """Wait for the guest's own address, and write down that it is ready. The caller sets the bound."""
         began_s = time.time()
         wanted = "" if template.dhcp else spec.address or template.address
-        address = ""
-        while not _is_its_own(address, wanted=wanted, parents=source.addresses):
-            await asyncio.sleep(0 if not address else self._settings.poll_period_s)
-            address = await self._vcenter.call(lambda _: machine.ref.guest.ipAddress) or ""
-            if not address:
-                await asyncio.sleep(self._settings.poll_period_s)
+        while True:
+            address = (await self._vcenter.look(machine.ref, ("guest.ipAddress",))).get("guest.ipAddress") or ""
+            if _is_its_own(address, wanted=wanted, parents=source.addresses):
+                break
+            await asyncio.sleep(self._settings.poll_period_s)
         now_s = time.time()
         phases = (*guest.phases, ("address", now_s - began_s))
         ready = msgspec.structs.replace(guest, state="ready", address=address, ready_s=now_s, phases=phases)

@@ -6,7 +6,7 @@ import msgspec
 from pyVmomi import vim
 
 from carrel.drivers.vsphere.settings import Settings
-from carrel.drivers.vsphere.vcenter import Vcenter
+from carrel.drivers.vsphere.vcenter import Seen, Vcenter
 from carrel.errors import NodeFaultError
 from carrel.model.template import GuestTemplate
 
@@ -39,6 +39,9 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     pvrdma_network: Any
 
 
+_SOURCE = ("name", "config.hardware", "guest.ipAddress", "guest.net", "snapshot", "runtime.powerState")
+
+
 def datacenter(settings: Settings, template: GuestTemplate) -> str:
     """Return the datacenter of a template.
 
@@ -56,7 +59,7 @@ async def source(vcenter: Vcenter, settings: Settings, template: GuestTemplate) 
     """Return what is cloned: a name of a machine anywhere in the datacenter's root folder, or a path below it."""
     path = f"{datacenter(settings, template)}/vm/{template.template}"
     machine = await vcenter.at(path, vim.VirtualMachine)
-    found = await vcenter.call(lambda _: _source(machine))
+    found = _source(await vcenter.look(machine, _SOURCE))
     if template.clone == "linked" and found.snapshot is None:
         raise NodeFaultError(f"{path} has no snapshot, and a linked clone needs one; take one, or clone it in full")
     if template.clone == "instant" and not found.powered_on:
@@ -110,18 +113,19 @@ async def _pool(vcenter: Vcenter, center: str, template: GuestTemplate, host: An
     return await vcenter.call(lambda _: resource.resourcePool)
 
 
-def _source(machine: Any) -> Source:
-    hardware, guest, state = machine.config.hardware, machine.guest, machine.runtime.powerState
-    addresses = {guest.ipAddress} if guest and guest.ipAddress else set()
-    for card in (guest.net if guest else None) or ():
+def _source(machine: Seen) -> Source:
+    """Return what is known of a machine that is cloned; one that has never run has no addresses."""
+    addresses = {machine.get("guest.ipAddress")} if machine.get("guest.ipAddress") else set()
+    for card in machine.get("guest.net") or ():
         addresses |= set(card.ipAddress or ())
+    hardware, snapshot = machine.get("config.hardware"), machine.get("snapshot")
     return Source(
-        ref=machine,
-        name=machine.name,
+        ref=machine.ref,
+        name=machine.get("name"),
         cpus=hardware.numCPU,
         memory_mib=hardware.memoryMB,
         devices=tuple(hardware.device),
         addresses=frozenset(addresses),
-        snapshot=machine.snapshot.currentSnapshot if machine.snapshot else None,
-        powered_on=state == vim.VirtualMachinePowerState.poweredOn,
+        snapshot=snapshot.currentSnapshot if snapshot else None,
+        powered_on=machine.get("runtime.powerState") == vim.VirtualMachinePowerState.poweredOn,
     )

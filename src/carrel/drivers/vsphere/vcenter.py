@@ -23,6 +23,7 @@ from carrel.drivers.vsphere.settings import Settings, password
 from carrel.errors import NodeFaultError, NotFoundError, UnreachableError
 
 _T = TypeVar("_T")
+_Collector = vmodl.query.PropertyCollector
 _PAGE = 500
 """Virtual machines in one answer."""
 
@@ -101,6 +102,16 @@ class Vcenter:
                 f"{self._settings.server} has {what} at {path!r}; is it its name, and may {self._settings.user} see it?"
             )
         return found
+
+    async def look(self, ref: Any, names: Sequence[str]) -> Seen:
+        """Return the named properties of one object, as of one moment.
+
+        Raises:
+            GoneError: it is not there any more.
+        """
+        spec = _Collector.FilterSpec(objectSet=[_Collector.ObjectSpec(obj=ref)], propSet=[_wanted(type(ref), names)])
+        found = await self.call(lambda instance: _pages(instance, spec))
+        return found[0] if found else Seen(ref=ref, properties={})
 
     async def machines(self, folder: Any, names: Sequence[str]) -> list[Seen]:
         """Return all virtual machines below a folder with the named properties, in as few questions as can be."""
@@ -203,23 +214,25 @@ def _as_task_error(start: Callable[[Any], Any], instance: Any, what: str) -> Any
 def _machines(instance: Any, folder: Any, names: Sequence[str]) -> list[Seen]:
     view = instance.content.viewManager.CreateContainerView(folder, [vim.VirtualMachine], True)
     try:
-        collector = vmodl.query.PropertyCollector
-        walk = collector.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
-        wanted = collector.FilterSpec(
-            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
-            propSet=[collector.PropertySpec(type=vim.VirtualMachine, pathSet=list(names), all=False)],
-        )
-        ask = instance.content.propertyCollector
-        page = ask.RetrievePropertiesEx([wanted], collector.RetrieveOptions(maxObjects=_PAGE))
-        found: list[Seen] = []
-        while page is not None:
-            found += [
-                Seen(ref=one.obj, properties={prop.name: prop.val for prop in one.propSet}) for one in page.objects
-            ]
-            page = ask.ContinueRetrievePropertiesEx(page.token) if page.token else None
-        return found
+        walk = _Collector.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
+        start = _Collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])
+        return _pages(instance, _Collector.FilterSpec(objectSet=[start], propSet=[_wanted(vim.VirtualMachine, names)]))
     finally:
         view.DestroyView()
+
+
+def _wanted(kind: type, names: Sequence[str]) -> Any:
+    return _Collector.PropertySpec(type=kind, pathSet=list(names), all=False)
+
+
+def _pages(instance: Any, spec: Any) -> list[Seen]:
+    ask = instance.content.propertyCollector
+    page = ask.RetrievePropertiesEx([spec], _Collector.RetrieveOptions(maxObjects=_PAGE))
+    found: list[Seen] = []
+    while page is not None:
+        found += [Seen(ref=one.obj, properties={prop.name: prop.val for prop in one.propSet}) for one in page.objects]
+        page = ask.ContinueRetrievePropertiesEx(page.token) if page.token else None
+    return found
 
 
 def _why(error: Exception) -> str:
