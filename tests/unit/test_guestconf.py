@@ -44,6 +44,11 @@ def test_the_default_file_names_the_cluster_and_one_node() -> None:
     assert "$" not in text
 
 
+def test_the_file_of_a_node_that_registers_by_itself_has_no_node_or_slurmd_would_end() -> None:
+    text = slurm_conf(CLUSTER, NODE, dynamic=True)
+    assert not re.search("^(NodeName|PartitionName)=", text, re.MULTILINE)
+
+
 def test_a_site_s_own_template_is_filled_in() -> None:
     assert slurm_conf(CLUSTER, NODE, template="ClusterName=$cluster # $$5\n$node_line\n").startswith(
         "ClusterName=physics # $5\nNodeName=vm3 "

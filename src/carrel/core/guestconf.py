@@ -35,7 +35,6 @@ SelectType=$select_type
 SlurmdParameters=config_overrides
 DebugFlags=NO_CONF_HASH
 $node_line
-PartitionName=$partition Nodes=$node State=UP
 """
 """``config_overrides``: the guest's kernel sees less memory than the guest was given, and would be INVALID.
 ``NO_CONF_HASH``: the guest's file is not the controller's, and says so on purpose."""
@@ -106,13 +105,16 @@ def dynamic_conf(node: NodeShape, *, state: str = "") -> str:
     return _rest(node, state=state)
 
 
-def slurm_conf(cluster: ClusterFacts, node: NodeShape, *, template: str = DEFAULT_TEMPLATE) -> str:
+def slurm_conf(
+    cluster: ClusterFacts, node: NodeShape, *, template: str = DEFAULT_TEMPLATE, dynamic: bool = False
+) -> str:
     """Return the guest's ``slurm.conf``.
 
     Args:
         cluster: What ``$cluster``, ``$controller`` and the others of ``ClusterFacts`` become.
-        node: The guest's own node: ``$node``, and ``$node_line`` with its whole shape.
+        node: The guest's own node: ``$node``, and ``$node_line`` with its whole shape and a partition for it.
         template: The site's own, else the built-in one. ``$$`` is a dollar.
+        dynamic: slurmd is started with ``-Z`` and ``dynamic_conf``; it ends where its file has its node as well.
 
     Raises:
         CarrelError: the template has no ``$node_line``, or a placeholder that nobody knows.
@@ -124,8 +126,12 @@ def slurm_conf(cluster: ClusterFacts, node: NodeShape, *, template: str = DEFAUL
         for field in msgspec.structs.fields(ClusterFacts)
     }
     values["node_port"] = str(node.port or cluster.node_port)
+    whole = node_line(node)
+    line = (
+        f"# slurmd -Z says it: {whole}" if dynamic else f"{whole}\nPartitionName={cluster.partition} Nodes={node.name}"
+    )
     try:
-        return string.Template(template).substitute(values, node=node.name, node_line=node_line(node))
+        return string.Template(template).substitute(values, node=node.name, node_line=line)
     except KeyError as error:
         known = ", ".join(f"${name}" for name in (*values, "node", "node_line"))
         raise CarrelError(f"the template of slurm.conf has ${error.args[0]}; known: {known}") from error
