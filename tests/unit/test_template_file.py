@@ -1,5 +1,9 @@
 """The template file of guests that are nodes: inheritance, ranges, and the sentence for what is wrong."""
 
+import re
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from carrel.core import templates
@@ -138,3 +142,10 @@ def test_an_unknown_section_is_not_found_and_the_known_ones_are_named() -> None:
         NotFoundError, match=r"no guest template 'lrge' in t\.toml \(did you mean large\?\); known: base"
     ):
         parse(FILE).section("lrge")
+
+
+def test_every_key_has_its_row_in_the_reference_and_the_reference_has_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "template-file.md").read_text()
+    rows = [line.split("|")[1] for line in page.partition("## Keys")[2].partition("\n\nNot here")[0].splitlines()[2:]]
+    named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert named == {"inherit", *(field.name for field in msgspec.structs.fields(GuestTemplate))}

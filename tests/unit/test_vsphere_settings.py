@@ -1,6 +1,7 @@
 """The password for vCenter is read only where nobody else can read it."""
 
 import os
+import re
 import subprocess  # a fresh interpreter
 import sys
 from pathlib import Path
@@ -91,3 +92,9 @@ def test_neither_the_nodes_daemon_nor_the_command_line_loads_what_talks_to_vcent
     code = "import carrel.daemons.node, carrel.cli.main, sys; print([m for m in sys.modules if 'pyVmomi' in m])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_every_setting_is_in_the_how_to() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "vsphere.md").read_text()
+    words = set(re.findall(r"\w+", page))
+    assert {field.name for field in msgspec.structs.fields(Settings)} <= words

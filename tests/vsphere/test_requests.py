@@ -7,6 +7,7 @@ come, and boots nothing. So what it cannot answer for is read from the request t
 import asyncio
 import base64
 import gzip
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from xml.etree import ElementTree as ET  # of requests that we made ourselves
 import msgspec
 import pytest
 
-from carrel.errors import NodeFaultError, NotFoundError, RefusedError
+from carrel.errors import NoAddressError, NodeFaultError, NotFoundError, RefusedError
 from carrel.model.guest import GuestSpec
 from carrel.testing import vcsim as at
 from carrel.testing.lossy import LossyVcenter
@@ -57,6 +58,10 @@ port_group = "DC0_DVPG0"
 [scripted]
 inherit = ["static"]
 user_data = "{script}"
+
+[cloud]
+inherit = ["static"]
+customise = "cloud-init"
 
 [elsewhere]
 inherit = ["static"]
@@ -195,6 +200,23 @@ def test_a_guest_is_customised_with_its_name_in_slurm_and_its_address(asked: Cal
     assert text(spec, "spec.nicSettingMap.adapter.subnetMask") == "255.255.0.0"
     assert text(spec, "spec.nicSettingMap.adapter.gateway") == "10.9.0.1"
     assert text(spec, "spec.globalIPSettings.dnsServerList") == "10.9.0.1"
+
+
+def test_a_guest_with_cloud_init_is_told_who_it_is_and_vcenter_customises_nothing(
+    asked: Callable[..., Any], lossy: LossyVcenter
+) -> None:
+    with pytest.raises(NoAddressError):  # it boots nothing, so nobody takes the address
+        asked("cloud", boot_timeout_s=2.0)
+    found = extra(request(lossy, "CloneVM_Task"), "spec.config.extraConfig")
+    assert found["guestinfo.metadata.encoding"] == "gzip+base64"
+    told = json.loads(gzip.decompress(base64.b64decode(found["guestinfo.metadata"])))
+    want = at.spec("4711.1.0")
+    assert (told["instance-id"], told["local-hostname"]) == (want.name, want.host_name)
+    card = told["network"]["ethernets"]["first"]
+    assert (card["dhcp4"], card["addresses"]) == (False, [f"{want.address}/16"])
+    assert card["routes"] == [{"to": "0.0.0.0/0", "via": "10.9.0.1"}]
+    assert card["nameservers"] == {"addresses": ["10.9.0.1"], "search": ["example.org"]}
+    assert not lossy.bodies("CustomizeVM_Task")
 
 
 def test_the_first_card_is_put_into_the_port_group_of_either_kind_of_switch(asked: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -38,7 +39,8 @@ class Maker:
         extra = [
             *record.marks(self._settings.owner, _new(spec, template)),
             *record.told({**_introduction(spec, template), **spec.facts}),
-            *(record.user_data(_script(template)) if template.user_data else ()),
+            *(record.cloud_init("userdata", _script(template)) if template.user_data else ()),
+            *(record.cloud_init("metadata", _metadata(spec, template)) if template.customise == "cloud-init" else ()),
         ]
         begin: Callable[[], Any]
         if template.clone == "instant":
@@ -129,6 +131,26 @@ def _introduction(spec: GuestSpec, template: GuestTemplate) -> dict[str, str]:
         "dns": " ".join(template.dns),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _metadata(spec: GuestSpec, template: GuestTemplate) -> str:
+    """Return who the guest is in the form of cloud-init's data source for VMware."""
+    first: dict[str, Any] = {"match": {"name": "e*"}, "dhcp4": template.dhcp}
+    if not template.dhcp:
+        width = ipaddress.ip_network(f"0.0.0.0/{template.netmask}").prefixlen
+        first["addresses"] = [f"{spec.address or template.address}/{width}"]
+        if template.gateway:
+            first["routes"] = [{"to": "0.0.0.0/0", "via": template.gateway}]
+    if template.dns:
+        search = [template.domain] if template.domain else []
+        first["nameservers"] = {"addresses": list(template.dns), "search": search}
+    return json.dumps(
+        {
+            "instance-id": spec.name,
+            "local-hostname": template.host_name or spec.host_name,
+            "network": {"version": 2, "ethernets": {"first": first}},
+        }
+    )
 
 
 def _script(template: GuestTemplate) -> str:

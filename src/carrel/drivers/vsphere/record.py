@@ -7,7 +7,7 @@ machine of ours that nobody could recognise. These keys cannot be read in the gu
 import base64
 import gzip
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from pyVmomi import vim
@@ -17,7 +17,6 @@ from carrel.model.guest import Guest
 OWNER = "carrel.owner"
 GUEST = "carrel.guest"
 TOLD = "guestinfo.carrel."
-_USER_DATA = "guestinfo.userdata"
 
 
 def machine_name(owner: str, guest: str) -> str:
@@ -35,10 +34,10 @@ def told(facts: Mapping[str, str]) -> list[Any]:
     return options({f"{TOLD}{name}": text for name, text in facts.items()})
 
 
-def user_data(script: str) -> list[Any]:
-    """Return the ``extraConfig`` that gives a script to the guest's cloud-init."""
-    packed = base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
-    return options({_USER_DATA: packed, f"{_USER_DATA}.encoding": "gzip+base64"})
+def cloud_init(kind: Literal["userdata", "metadata"], text: str) -> list[Any]:
+    """Return the ``extraConfig`` that gives a script, or who it is, to the guest's cloud-init."""
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return options({f"guestinfo.{kind}": packed, f"guestinfo.{kind}.encoding": "gzip+base64"})
 
 
 def options(values: Mapping[str, str]) -> list[Any]:
