@@ -8,6 +8,7 @@ meets once it runs is the same for all: to run those modules twice would double 
 """
 
 import asyncio
+import fcntl
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -25,6 +26,8 @@ from carrel.testing.guests import IMAGE
 
 MakeSandbox = Callable[..., Sandbox]
 MIB = 2**20
+
+_TEMPLATES_LOCK = Path("/run/lock/carreltest-templates.lock")
 
 SHAPES = ((1, 160), (1, 256), (1, 512), (2, 160), (2, 512), (4, 512))
 """CPUs and MiB of the templates that the tests' guests come from. A new test with another shape adds it here."""
@@ -77,8 +80,14 @@ def clones_are_what_was_asked_for(request: pytest.FixtureRequest) -> Iterator[No
 
 
 def make_templates() -> None:
-    """Make those templates that are not there."""
+    """Make those templates that are not there; of two processes of one test run, the second waits for the first."""
     settings = config.Config(guests=config.Guests(accelerator="tcg"))
+    with _TEMPLATES_LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make_templates(settings)
+
+
+def _make_templates(settings: config.Config) -> None:
     images = _images(settings.images.path)
     here = Path()
     context = DriverContext(config=settings, node="c1", directory=here, lock=here, images=images)

@@ -20,6 +20,7 @@ SCRIPT = """\
 #SBATCH --nodes=1
 #SBATCH --ntasks=2
 cat /proc/sys/kernel/random/boot_id > boot
+touch sacct
 squeue -h -o '%A %u %T' -j "$SLURM_JOB_ID" > squeue; echo "$?" >> squeue
 sinfo -h -o '%P %D' > sinfo; echo "$?" >> sinfo
 scontrol show job "$SLURM_JOB_ID" | grep -o 'JobId=[0-9]*' > scontrol
@@ -27,7 +28,9 @@ scontrol update job "$SLURM_JOB_ID" comment='said inside'; echo "$?" >> scontrol
 scontrol show job "$SLURM_JOB_ID" | grep -o 'Comment=said inside' >> scontrol
 scontrol update node=c1 state=drain reason=no 2> not-allowed; echo "$?" >> not-allowed
 squeue -j 987654 2> no-job; echo "$?" >> no-job
-sacct -n -X -P -j "$SLURM_JOB_ID" -o JobID,User,State > sacct; echo "$?" >> sacct
+until [[ $(< sacct) = *RUNNING* ]] || ((++looks > 300)); do  # the accounting lags behind
+    sacct -n -X -P -j "$SLURM_JOB_ID" -o JobID,User,State > sacct; status=$?
+done; echo "$status" >> sacct
 
 child=$(sbatch --parsable --ntasks=1 -o child --wrap 'cat /proc/sys/kernel/random/boot_id')
 echo "$?" > sbatch; echo "$child" > child-id

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import stat
+import tempfile
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def reachable(*sources: Path, asked: tuple[Path, ...] = ()) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    for above in (tmp_path, *tmp_path.parents[:2]):
+    for above in takewhile(lambda path: path != Path(tempfile.gettempdir()), (tmp_path, *tmp_path.parents)):
         above.chmod(above.stat().st_mode | stat.S_IXOTH)
     for name, mode in (("open", 0o755), ("closed", 0o700), ("listed", 0o744)):
         (tmp_path / name).mkdir()
