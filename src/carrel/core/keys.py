@@ -4,15 +4,11 @@ A firewall is no cure, since a node must reach slurmctld; so such a guest is not
 ``docs/explanation/secrets-in-guests.md``.
 """
 
-from typing import Literal
-
 import msgspec
 
 from carrel.errors import RefusedError
 from carrel.model.guest import GuestRequest
-
-Slurmd = Literal["host", "guest"]
-"""Where the slurmd of a guest that is a node runs: beside it on its host, or inside."""
+from carrel.model.template import Slurmd
 
 
 class ImageTrust(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+Slurmd = Literal["host", "guest"]
+"""Where the slurmd of a guest that is a node runs: beside it on its host, or inside."""
+
 Customise = Literal["linuxprep", "cloud-init", "none"]
 
 
