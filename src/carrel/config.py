@@ -13,6 +13,7 @@ import msgspec
 
 from carrel import paths
 from carrel.errors import CarrelError
+from carrel.model.host import Overcommit, Policy
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +118,53 @@ class Controller(Section, frozen=True):
     """Munge's socket; empty: munge's own default."""
 
 
+class Rate(Section, frozen=True):
+    """How many guests of a kind are begun at most in each ``window_s``."""
+
+    instant: int = 200
+    linked: int = 60
+    full: int = 10
+
+
+class Launches(Section, frozen=True):
+    """How guests that are Slurm nodes are begun, and what follows where one cannot be made."""
+
+    rate: Rate = Rate()
+    window_s: float = 60.0
+    attempts: int = 5
+    """After so many failures the job stays held, for a person to look at."""
+    backoff_s: float = 2.0
+    """Wait after the first failure; twice as long after each further one."""
+    backoff_max_s: float = 300.0
+    failures: int = 3
+    """After so many in a row a host or an image rests, and then gets a single trial."""
+    rest_s: float = 60.0
+    """Twice as long after each trial that fails."""
+    rest_max_s: float = 1800.0
+    patience_s: float = 3600.0
+    """A job that has waited for so long is not passed by others any more, if room comes as guests end."""
+
+
+class Placement(Section, frozen=True):
+    """Where guests go that are Slurm nodes of their own."""
+
+    table: str = "/var/lib/carrel/hosts.db"
+    """The controller's file of hosts and of what is taken of them, on a disk of its own machine."""
+    policy: Policy = "best-fit"
+    """What is chosen among the hosts with room: see ``docs/reference/hosts.md``."""
+    overcommit: Overcommit = Overcommit()
+    """How often a CPU, or a byte of memory, may be promised to guests."""
+    command: tuple[str, ...] = ()
+    """A command of the site's that chooses instead of ``policy``: JSON in, JSON out."""
+    command_timeout_s: float = 5.0
+    """A command that takes longer is killed, and the job waits."""
+    launches: Launches = Launches()
+
+    @property
+    def path(self) -> Path:
+        return Path(self.table)
+
+
 class Prices(Section, frozen=True):
     book: str = ""
     """The price book; empty: ``prices.toml`` beside this file, or ``/etc/carrel/prices.toml``."""
@@ -159,6 +207,7 @@ class Config(Section, frozen=True):
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()
+    placement: Placement = Placement()
     bank: Bank = Bank()
     metrics: Metrics = Metrics()
     drivers: dict[str, dict[str, Any]] = {}

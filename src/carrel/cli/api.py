@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -18,8 +18,10 @@ from carrel import wire
 from carrel.cli import output
 from carrel.config import Config
 from carrel.daemons import maps, transport, views
+from carrel.daemons.hosts import HostView
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
 from carrel.model.guest import Counters, Guest
+from carrel.model.host import Answer, Demand
 from carrel.model.report import NodeReport
 
 _T = TypeVar("_T")
@@ -112,6 +114,37 @@ def consoles(settings: Config, guest: str, node: str) -> list[views.Console]:
     return msgspec.convert(answer, list[views.Console])
 
 
+def hosts(settings: Config) -> list[HostView]:
+    """Return the hosts of guests-as-nodes. Only carrelctld knows them."""
+    return msgspec.convert(_controller(settings, "/v1/hosts"), list[HostView])
+
+
+def placement(settings: Config, demand: Demand) -> Answer:
+    """Return where such guests would go now."""
+    words = {
+        "cpus": demand.cpus,
+        "memory_bytes": demand.memory_bytes,
+        "count": demand.count,
+        "apart": str(demand.apart).lower(),
+    }
+    # A site's placement command may take its time.
+    timeout_s = settings.placement.command_timeout_s + transport.DEFAULT_TIMEOUT_S
+    answer: Answer = msgspec.convert(
+        _controller(settings, f"/v1/placement?{urlencode(words)}", timeout_s=timeout_s), Answer
+    )
+    return answer
+
+
+def change_host(settings: Config, method: str, path: str, body: msgspec.Struct | None = None) -> None:
+    """Have carrelctld change its table of hosts.
+
+    Raises:
+        RefusedError: the caller is no administrator, or what the host has or carries forbids it.
+        NotFoundError: there is no such host.
+    """
+    _controller(settings, f"/v1/hosts{path}", method=method, body=msgspec.json.encode(body) if body else b"")
+
+
 def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -> _T:
     try:
         return msgspec.convert(_controller(settings, path), kind)
@@ -124,8 +157,16 @@ def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -
         return found
 
 
-def _controller(settings: Config, path: str) -> object:
-    return transport.decoded(asyncio.run(transport.request(settings.controller, "GET", path)))
+def _controller(
+    settings: Config,
+    path: str,
+    *,
+    method: str = "GET",
+    body: bytes = b"",
+    timeout_s: float = transport.DEFAULT_TIMEOUT_S,
+) -> object:
+    asked = transport.request(settings.controller, method, path, body, timeout_s=timeout_s)
+    return transport.decoded(asyncio.run(asked))
 
 
 def measured(settings: Config, found: Sequence[views.GuestView]) -> list[views.GuestView]:

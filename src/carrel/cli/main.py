@@ -20,6 +20,7 @@ _NOUNS = {
     "guest": "Guests: the virtual machines and containers of running jobs.",
     "image": "Images that guests are cloned from.",
     "node": "Nodes, and why one cannot run guests.",
+    "host": "Hosts of guests that are Slurm nodes of their own.",
     "quote": "What a submission may cost, before it is submitted.",
     "bank": "The site's service units: prices.",
     "config": "The settings in force.",

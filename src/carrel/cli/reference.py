@@ -84,19 +84,23 @@ def manual() -> str:
 
 def rest() -> str:
     """Return the OpenAPI description of carrelctld, from its handlers."""
+    from carrel.config import Placement  # noqa: PLC0415
     from carrel.daemons.api import Service, create  # noqa: PLC0415  # heavy, and absent on a node
     from carrel.daemons.board import Board  # noqa: PLC0415
+    from carrel.daemons.hosts import HostDesk  # noqa: PLC0415
 
     async def nowhere() -> dict[str, str]:
         return await asyncio.sleep(0, {})
 
+    board = Board()
     service = Service(
-        board=Board(),
+        board=board,
         trusted=frozenset(),
         addresses=nowhere,
         changed=lambda: None,
         silent_after_s=0,
         munge_socket="",
+        desk=HostDesk(Placement(), board, silent_after_s=0),
     )
     return json.dumps(create(service).openapi_schema.to_schema(), indent=2, sort_keys=True) + "\n"
 

@@ -15,8 +15,9 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_202_ACCEPTED
 
 from carrel import __version__
-from carrel.daemons import maps, munge, views
+from carrel.daemons import hosts_api, maps, munge, views
 from carrel.daemons.board import EVERYBODY, Board
+from carrel.daemons.hosts import HostDesk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.report import NodeReport
 
@@ -40,6 +41,7 @@ class Service:
         changed: Callable[[], None],
         silent_after_s: float,
         munge_socket: str,
+        desk: HostDesk,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -50,6 +52,7 @@ class Service:
             changed: Called when guests changed.
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
+            desk: The hosts of guests-as-nodes.
         """
         self.board = board
         self.trusted = trusted
@@ -57,7 +60,12 @@ class Service:
         self.changed = changed
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
+        self.desk = desk
         self.started = datetime.now(UTC)
+
+    async def caller(self, request: AnyRequest) -> int:
+        """Return the caller's uid, or EVERYBODY for one that may see and change everything."""
+        return await _caller(request)
 
     def node_views(self) -> list[views.NodeView]:
         now_s = time.time()
@@ -178,6 +186,7 @@ def create(service: Service) -> Litestar:
             job_map,
             consoles,
             health,
+            *hosts_api.HANDLERS,
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
         exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},

@@ -19,6 +19,7 @@ from carrel import config
 from carrel.config import Config
 from carrel.daemons import maps, transport
 from carrel.daemons.board import Board
+from carrel.daemons.hosts import HostDesk
 from carrel.errors import CarrelError
 from carrel.slurm.client import SlurmClient
 
@@ -49,6 +50,7 @@ class Controller:
         self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
         self._changed = asyncio.Event()
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
+        self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
 
     async def run(self) -> None:
         """Serve until a signal ends it."""
@@ -103,6 +105,7 @@ class Controller:
             changed=self._changed.set,
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
+            desk=self.desk,
         )
         return Server(
             uvicorn.Config(

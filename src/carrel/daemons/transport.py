@@ -112,6 +112,8 @@ async def _exchange(where: Address, data: bytes) -> Answer:
             name, _, value = line.partition(b":")
             if name.strip().lower() == b"content-length":
                 length = int(value)
+        if status == 204:
+            return Answer(status, b"")  # it has no body, and so says no length
         if length is None or length > ANSWER_MAX_BYTES:
             raise ValueError(f"an answer of {length} bytes")
         return Answer(status, await reader.readexactly(length))

@@ -30,6 +30,9 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     accelerator_why: str = ""
     faults: tuple[str, ...] = ()
     """Sentences; empty: this node can run guests."""
+    cpus: int = 0
+    """CPUs and memory of the machine, for one that is a host of guests-as-nodes; 0: not told."""
+    memory_bytes: int = 0
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):

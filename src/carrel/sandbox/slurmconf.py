@@ -174,6 +174,7 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
+        "placement": {"table": f"{layout.root}/hosts.db"},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
     return _toml(ours, place.spec.carrel_conf)

@@ -72,6 +72,7 @@ class ControllerProcess:
         self.config.write_text(
             f'[controller]\nlisten = "{self.listen}"\n{extra}\n'
             f'[guests]\nmap_dir = "{self.maps}"\n'
+            f'[placement]\ntable = "{directory}/hosts.db"\n'
             f'[node]\ndir = "{directory}/nodes/{{node}}"\nreport_period_s = 0.3\n'
             # Nodes keep their names where no Slurm is: its commands are looked for in vain.
             f'[slurm]\nbin_dir = "{directory}/no-slurm"\n'

@@ -1,0 +1,322 @@
+"""The table of hosts, and the places on them that runs have taken: one SQLite file of the controller.
+
+To ask where a run goes and to take the place is one transaction, so that two askers never get the last place both, and
+whoever is killed has taken all places of a run or none. What is used of a host is the sum over its places: it is
+stored nowhere, so it cannot drift from them.
+
+A place is named by its run and the number of its guest. Taken again, it is the same place; given back again, nothing.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from carrel.errors import NotFoundError, RefusedError, UnreachableError
+from carrel.model.host import Answer, Demand, Here, Host
+
+BUSY_TIMEOUT_S = 30.0
+"""How long to wait for a writer in another process; its transaction takes milliseconds."""
+
+_VERSION = 1
+_TABLES = """
+CREATE TABLE host (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    cpus INTEGER NOT NULL CHECK (cpus > 0),
+    memory_bytes INTEGER NOT NULL CHECK (memory_bytes > 0),
+    cpus_others INTEGER NOT NULL DEFAULT 0,
+    memory_others_bytes INTEGER NOT NULL DEFAULT 0,
+    reports INTEGER NOT NULL DEFAULT 0,
+    drained INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE place (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    run TEXT NOT NULL,
+    guest INTEGER NOT NULL,
+    host TEXT NOT NULL REFERENCES host (name),
+    cpus INTEGER NOT NULL,
+    memory_bytes INTEGER NOT NULL,
+    UNIQUE (run, guest)
+) STRICT;
+CREATE INDEX place_host ON place (host);
+CREATE TABLE address (
+    address TEXT PRIMARY KEY,
+    run TEXT NOT NULL,
+    guest INTEGER NOT NULL,
+    UNIQUE (run, guest)
+) STRICT;
+"""
+_HOSTS = """
+SELECT host.name, host.cpus, host.memory_bytes, host.cpus_others, host.memory_others_bytes, host.drained, host.reason,
+       coalesce(sum(place.cpus), 0), coalesce(sum(place.memory_bytes), 0)
+FROM host LEFT JOIN place ON place.host = host.name GROUP BY host.number ORDER BY host.number
+"""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host has, and what of it others than our guests use."""
+
+    name: str
+    cpus: int
+    memory_bytes: int
+    cpus_others: int = 0
+    memory_others_bytes: int = 0
+    reports: bool = False
+    """Its carreld said so; while that is silent, the host gets no guest."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """What one guest of a run has taken."""
+
+    run: str
+    guest: int
+    """0 for the first guest of the run."""
+    host: str
+    cpus: int
+    memory_bytes: int
+    address: str = ""
+
+
+class HostTable:
+    """The file. Safe for threads and for processes; the file is made when it is first needed.
+
+    Every method raises ``UnreachableError`` where the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open nothing yet."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._opened: sqlite3.Connection | None = None
+
+    def hosts(self) -> list[Host]:
+        """Return all hosts, in the order in which they were added."""
+        with self._transaction("DEFERRED") as db:
+            return _hosts(db)
+
+    def reporting(self) -> frozenset[str]:
+        """Return the hosts of whom their carreld tells what they have."""
+        with self._transaction("DEFERRED") as db:
+            return frozenset(name for (name,) in db.execute("SELECT name FROM host WHERE reports"))
+
+    def put(self, facts: Iterable[Facts]) -> None:
+        """Add hosts, or change what is known of them; whoever is drained stays so."""
+        with self._transaction() as db:
+            for one in facts:
+                if one.cpus < 1 or one.memory_bytes < 1:
+                    raise RefusedError(
+                        f"host {one.name!r} of {one.cpus} CPUs and {one.memory_bytes} bytes carries nothing"
+                    )
+                row = (one.name, one.cpus, one.memory_bytes, one.cpus_others, one.memory_others_bytes, one.reports)
+                db.execute(
+                    "INSERT INTO host (name, cpus, memory_bytes, cpus_others, memory_others_bytes, reports)"
+                    " VALUES (?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET cpus = excluded.cpus, memory_bytes = excluded.memory_bytes,"
+                    " cpus_others = excluded.cpus_others, memory_others_bytes = excluded.memory_others_bytes,"
+                    " reports = excluded.reports",
+                    row,
+                )
+
+    def remove(self, name: str) -> None:
+        """Forget a host.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            RefusedError: it carries guests.
+        """
+        with self._transaction() as db:
+            (guests,) = db.execute("SELECT count(*) FROM place WHERE host = ?", (name,)).fetchone()
+            if guests:
+                raise RefusedError(f"host {name!r} carries {guests} guests; first: carrel host drain {name}")
+            if not db.execute("DELETE FROM host WHERE name = ?", (name,)).rowcount:
+                raise _no_host(name)
+
+    def drain(self, name: str, reason: str) -> None:
+        """Let a host have no further guest; those that are there stay.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        self._set_drained(name, drained=True, reason=reason)
+
+    def undrain(self, name: str) -> None:
+        """Let a host have guests again; one that is not drained stays as it is.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        self._set_drained(name, drained=False, reason="")
+
+    def take(self, run: str, demand: Demand, choose: Callable[[Sequence[Host]], Answer]) -> Answer:
+        """Take places for the guests of a run where ``choose`` says; one that has them keeps them.
+
+        ``choose`` is called within the transaction, so it decides and does nothing.
+
+        Raises:
+            RefusedError: the run has taken places of another size: an admitted job does not grow.
+        """
+        with self._transaction() as db:
+            mine = _places(db, run)
+            if mine:
+                sizes = [(place.cpus, place.memory_bytes) for place in mine]
+                if sizes != [(demand.cpus, demand.memory_bytes)] * demand.count:
+                    raise RefusedError(f"run {run} was admitted with other guests than {demand}; submit a new job")
+                return Here(tuple(place.host for place in mine))
+            answer = choose(_hosts(db))
+            if isinstance(answer, Here):
+                db.executemany(
+                    "INSERT INTO place (run, guest, host, cpus, memory_bytes) VALUES (?, ?, ?, ?, ?)",
+                    [(run, guest, host, demand.cpus, demand.memory_bytes) for guest, host in enumerate(answer.hosts)],
+                )
+            return answer
+
+    def take_address(self, run: str, guest: int, pool: Iterable[str]) -> str | None:
+        """Return an address that is the guest's until its run gives back; None: all of ``pool`` are taken."""
+        with self._transaction() as db:
+            held = db.execute("SELECT address FROM address WHERE run = ? AND guest = ?", (run, guest)).fetchone()
+            if held is not None:
+                return str(held[0])
+            taken = {address for (address,) in db.execute("SELECT address FROM address")}
+            free = next((address for address in pool if address not in taken), None)
+            if free is not None:
+                db.execute("INSERT INTO address VALUES (?, ?, ?)", (free, run, guest))
+            return free
+
+    def give_back(self, run: str) -> None:
+        """Return all places and addresses of a run. It may have none."""
+        with self._transaction() as db:
+            _forget(db, run)
+
+    def places(self, run: str | None = None) -> list[Place]:
+        """Return what is taken, by this run or by all, the oldest first."""
+        with self._transaction("DEFERRED") as db:
+            return _places(db, run)
+
+    def mark(self) -> int:
+        """Return a point in the table's history: take it before you look which runs live."""
+        with self._transaction("DEFERRED") as db:
+            (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'place'").fetchone()
+            return int(number)
+
+    def sweep(self, live: Collection[str], *, before: int) -> list[str]:
+        """Give back what was taken before the mark by runs that do not live; return those runs.
+
+        A place that was taken after the mark may be of a run that the look came too early for.
+        """
+        with self._transaction() as db:
+            query = "SELECT run, max(number) FROM place GROUP BY run HAVING max(number) <= ? ORDER BY 2"
+            dead = [run for run, _ in db.execute(query, (before,)).fetchall() if run not in live]
+            for run in dead:
+                _forget(db, run)
+            return dead
+
+    def close(self) -> None:
+        """Let go of the file; a further call opens it again."""
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+    def _set_drained(self, name: str, *, drained: bool, reason: str) -> None:
+        with self._transaction() as db:
+            words = (drained, reason, name)
+            if not db.execute("UPDATE host SET drained = ?, reason = ? WHERE name = ?", words).rowcount:
+                raise _no_host(name)
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """Begin as the only writer, or, deferred, as a reader of the last commit, who waits for nobody."""
+        try:
+            with self._lock:
+                db = self._opened = self._opened or self._open()
+                db.execute(f"BEGIN {kind}")
+                try:
+                    yield db
+                    db.execute("COMMIT")
+                finally:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise UnreachableError(f"{self._path}: {error}; is it writable, and is the disk not full?") from error
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                db.execute(f"PRAGMA {pragma}")
+            self._make_tables(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _make_tables(self, db: sqlite3.Connection) -> None:
+        if self._version(db) == _VERSION:
+            return  # who only reads waits for no writer
+        db.execute("BEGIN IMMEDIATE")
+        if self._version(db) < _VERSION:
+            for statement in _TABLES.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute("COMMIT")
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise UnreachableError(f"{self._path}: version {version} is of a later Carrel; this one reads {_VERSION}")
+        return int(version)
+
+
+def _hosts(db: sqlite3.Connection) -> list[Host]:
+    return [
+        Host(
+            name=name,
+            cpus=cpus,
+            memory_bytes=memory_bytes,
+            cpus_used=cpus_others + cpus_taken,
+            memory_used_bytes=memory_others_bytes + memory_taken,
+            cpus_others=cpus_others,
+            memory_others_bytes=memory_others_bytes,
+            state="drained" if drained else "up",
+            reason=reason,
+        )
+        for (
+            name,
+            cpus,
+            memory_bytes,
+            cpus_others,
+            memory_others_bytes,
+            drained,
+            reason,
+            cpus_taken,
+            memory_taken,
+        ) in db.execute(_HOSTS)
+    ]
+
+
+def _places(db: sqlite3.Connection, run: str | None) -> list[Place]:
+    query = (
+        "SELECT place.run, place.guest, host, cpus, memory_bytes, coalesce(address, '') FROM place"
+        " LEFT JOIN address ON address.run = place.run AND address.guest = place.guest"
+        " WHERE ?1 IS NULL OR place.run = ?1 ORDER BY number"
+    )
+    return [
+        Place(run=of, guest=guest, host=host, cpus=cpus, memory_bytes=memory_bytes, address=address)
+        for of, guest, host, cpus, memory_bytes, address in db.execute(query, (run,))
+    ]
+
+
+def _forget(db: sqlite3.Connection, run: str) -> None:
+    for table in ("place", "address"):
+        db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))  # noqa: S608  # our own names
+
+
+def _no_host(name: str) -> NotFoundError:
+    return NotFoundError(f"no host {name!r}; see: carrel host list")
