@@ -71,10 +71,24 @@ class Certificates:
         self.ca, self.other_ca = where / "ca.pem", where / "other.pem"
         self.cert, self.key = where / "vcenter.pem", where / "vcenter.key"
         for ca, subject in ((self.ca, "/CN=carrel tests"), (self.other_ca, "/CN=somebody else")):
-            _openssl("req -x509 -nodes -newkey rsa:2048 -days 2", "-keyout", f"{ca}.key", "-out", ca, "-subj", subject)
+            _openssl(
+                "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2",
+                "-keyout",
+                f"{ca}.key",
+                "-out",
+                ca,
+                "-subj",
+                subject,
+            )
         request, names = where / "vcenter.csr", where / "names"
         names.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
-        _openssl("req -new -nodes -newkey rsa:2048 -subj /CN=vcenter", "-keyout", self.key, "-out", request)
+        _openssl(
+            "req -new -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=vcenter",
+            "-keyout",
+            self.key,
+            "-out",
+            request,
+        )
         signed = ("-in", request, "-CA", self.ca, "-CAkey", f"{self.ca}.key", "-extfile", names, "-out", self.cert)
         _openssl("x509 -req -days 2 -CAcreateserial", *signed)
 

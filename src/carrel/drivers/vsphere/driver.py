@@ -20,12 +20,14 @@ from carrel import config
 from carrel.core import templates
 from carrel.drivers.vsphere import places as inventory
 from carrel.drivers.vsphere import record
+from carrel.drivers.vsphere.hosts import read as inventory_of_hosts
 from carrel.drivers.vsphere.maker import Maker
 from carrel.drivers.vsphere.places import Source
 from carrel.drivers.vsphere.settings import Settings, refuse_incomplete
 from carrel.drivers.vsphere.vcenter import GoneError, Seen, TaskError, Vcenter
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Counters, Entry, Guest, GuestSpec, IsNode
+from carrel.model.host import Host
 from carrel.model.template import GuestTemplate
 from carrel.ports import DriverContext
 
@@ -124,6 +126,18 @@ class VsphereDriver:
         used_mib = machine.get("summary.quickStats.hostMemoryUsage")
         return Counters(memory_bytes=used_mib * _MIB if used_mib else None)
 
+    async def hosts(self, *, cluster: str = "") -> Sequence[Host]:
+        """Return the hosts that vCenter has, or a cluster has, with what machines that are no guests take of them."""
+        ours = [machine.ref for machine, _ in await self._found()]
+        found = []
+        for center in self._settings.datacenters:
+            found += await inventory_of_hosts(self._vcenter, center, cluster=cluster, ours=ours)
+        return tuple(found)
+
+    def close(self) -> None:
+        """Log out of vCenter; a later call logs in again."""
+        self._vcenter.close()
+
     # -- looking -----------------------------------------------------------------------------------------------
 
     async def _folders(self) -> list[Any]:
@@ -132,7 +146,10 @@ class VsphereDriver:
         return [await self._vcenter.at(path, vim.Folder) for path in paths]
 
     async def _machines(self) -> list[Seen]:
-        return [machine for folder in await self._folders() for machine in await self._vcenter.machines(folder, _LOOK)]
+        found = []
+        for folder in await self._folders():
+            found += await self._vcenter.below(folder, vim.VirtualMachine, _LOOK)
+        return found
 
     async def _found(self) -> list[tuple[Seen, Guest]]:
         found = []

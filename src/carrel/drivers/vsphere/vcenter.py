@@ -113,9 +113,9 @@ class Vcenter:
         found = await self.call(lambda instance: _pages(instance, spec))
         return found[0] if found else Seen(ref=ref, properties={})
 
-    async def machines(self, folder: Any, names: Sequence[str]) -> list[Seen]:
-        """Return all virtual machines below a folder with the named properties, in as few questions as can be."""
-        return await self.call(lambda instance: _machines(instance, folder, names))
+    async def below(self, top: Any, kind: type, names: Sequence[str]) -> list[Seen]:
+        """Return all objects of a kind below another with the named properties, in as few questions as can be."""
+        return await self.call(lambda instance: _below(instance, top, kind, names))
 
     def close(self) -> None:
         """Log out, as far as vCenter still listens; a later call logs in again."""
@@ -211,12 +211,18 @@ def _as_task_error(start: Callable[[Any], Any], instance: Any, what: str) -> Any
         raise TaskError(fault, f"{what}: {sentence_of(fault)}") from fault
 
 
-def _machines(instance: Any, folder: Any, names: Sequence[str]) -> list[Seen]:
-    view = instance.content.viewManager.CreateContainerView(folder, [vim.VirtualMachine], True)
+def key_of(ref: Any) -> str:
+    """Return vCenter's own key of an object: the only name of it that nobody can change."""
+    key: str = ref._moId  # noqa: SLF001  # it has no other name
+    return key
+
+
+def _below(instance: Any, top: Any, kind: type, names: Sequence[str]) -> list[Seen]:
+    view = instance.content.viewManager.CreateContainerView(top, [kind], True)
     try:
         walk = _Collector.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
         start = _Collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])
-        return _pages(instance, _Collector.FilterSpec(objectSet=[start], propSet=[_wanted(vim.VirtualMachine, names)]))
+        return _pages(instance, _Collector.FilterSpec(objectSet=[start], propSet=[_wanted(kind, names)]))
     finally:
         view.DestroyView()
 
