@@ -163,6 +163,6 @@ def _checked(word: str, what: str) -> str:
 
 
 def _plain(word: str, what: str) -> str:
-    if not word or "\n" in word or not word.isprintable():
+    if not word or not word.isprintable():
         raise CarrelError(f"{what} {word!r} of the cluster cannot stand in slurm.conf")
     return word
