@@ -132,6 +132,23 @@ def test_a_destruction_of_which_a_part_was_lost_is_finished_by_the_next(
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("method", ["CustomizeVM_Task", "PowerOnVM_Task", "PowerOffVM_Task", "Destroy_Task"])
+def test_a_machine_that_vcenter_is_busy_with_is_waited_for(
+    make_driver: MakeDriver, lossy: LossyVcenter, machines: Machines, method: str
+) -> None:
+    driver = make_driver(lossy.port)
+    for _ in range(3):
+        lossy.once(method, Refuse("TaskInProgress", more='<task type="Task">task-1</task>'))
+
+    async def story() -> None:
+        assert (await driver.ensure(SPEC)).state == "ready"
+        await driver.destroy(SPEC.name)
+        assert machines() == []
+
+    asyncio.run(story())
+    assert len(lossy.bodies(method)) == 4
+
+
 def test_a_clone_that_vcenter_begins_and_fails_is_the_hosts_fault_and_leaves_nothing(
     make_driver: MakeDriver, lossy: LossyVcenter, machines: Machines, admin: Callable[[Any], Any]
 ) -> None:

@@ -23,6 +23,8 @@ Name = Annotated[str, Parameter(show_default=False, help="The host's name; of on
 Cpus = Annotated[int, Parameter(show_default=False, help="CPUs.")]
 Memory = Annotated[str, Parameter(show_default=False, help="Memory: 4G, 512M; a bare number is in MiB.")]
 
+Cluster = Annotated[str, Parameter(show_default=False, help="Only this cluster's: C0, or DC1/C0.")]
+
 app = App(name="host", help="Hosts of guests that are Slurm nodes of their own.")
 
 
@@ -102,7 +104,9 @@ def add(
 
 
 @app.command(name="import")
-def import_(*, cluster: Annotated[str, Parameter(show_default=False, help="Only this cluster's.")] = "") -> None:
+def import_(
+    *, cluster: Annotated[str, Parameter(show_default=False, help="Only this cluster's: C0, or DC1/C0.")] = ""
+) -> None:
     """Add the hosts that vCenter has, or read anew what they have and what others' machines take of them."""
     settings = config.load()
     found = asyncio.run(_of_vcenter(settings, cluster))

@@ -8,13 +8,14 @@ destroys; a second request for the same guest is refused by vCenter, for its nam
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from carrel import config
 from carrel.core import templates
@@ -24,7 +25,7 @@ from carrel.drivers.vsphere.hosts import read as inventory_of_hosts
 from carrel.drivers.vsphere.maker import Maker
 from carrel.drivers.vsphere.places import Source
 from carrel.drivers.vsphere.settings import Settings, refuse_incomplete
-from carrel.drivers.vsphere.vcenter import GoneError, Seen, TaskError, Vcenter
+from carrel.drivers.vsphere.vcenter import GoneError, Seen, Vcenter
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Counters, Entry, Guest, GuestSpec, IsNode
 from carrel.model.host import Host
@@ -33,7 +34,7 @@ from carrel.ports import DriverContext
 
 NAME = "vsphere"
 DESTROY_TIMEOUT_S = 300.0
-"""How long a machine may be busy with another task of vCenter before its destruction counts as failed."""
+"""How long vCenter may be busy with a machine, such as with its clone, before its destruction counts as failed."""
 
 _MIB = 2**20
 _LOOK = (
@@ -91,10 +92,10 @@ class VsphereDriver:
                 raise RefusedError(f"guest {spec.name} was destroyed while it started") from error
 
     async def destroy(self, name: str) -> None:
-        if making := self._making.get(name):
-            await asyncio.wait([making])  # vCenter makes it in any case; nobody else would remove it
         try:
             async with asyncio.timeout(DESTROY_TIMEOUT_S):
+                if making := self._making.get(name):
+                    await asyncio.wait([making])  # vCenter makes it in any case; nobody else would remove it
                 for machine, guest in await self._found():
                     if guest.name == name:
                         await self._remove(machine.ref, name)
@@ -127,10 +128,16 @@ class VsphereDriver:
         return Counters(memory_bytes=used_mib * _MIB if used_mib else None)
 
     async def hosts(self, *, cluster: str = "") -> Sequence[Host]:
-        """Return the hosts that vCenter has, or a cluster has, with what machines that are no guests take of them."""
+        """Return the hosts that vCenter has, with what machines that are no guests take of them.
+
+        Args:
+            cluster: Only those of this cluster: ``C0`` in the first of our datacenters, or ``DC1/C0``.
+        """
         ours = [machine.ref for machine, _ in await self._found()]
+        named, _, cluster = cluster.rpartition("/")
+        centers = self._settings.datacenters if not cluster else [named or self._settings.datacenters[0]]
         found = []
-        for center in self._settings.datacenters:
+        for center in centers:
             found += await inventory_of_hosts(self._vcenter, center, cluster=cluster, ours=ours)
         return tuple(found)
 
@@ -253,20 +260,13 @@ class VsphereDriver:
 
     async def _remove(self, machine: Any, name: str) -> None:
         """Switch a machine off and destroy it, with its disks. It may vanish, or be busy, at any moment."""
-        while True:
-            try:
-                await self._maker.tolerating(
-                    vim.fault.InvalidPowerState, machine.PowerOffVM_Task, f"guest {name} cannot be switched off"
-                )
-                await self._vcenter.done(lambda _: machine.Destroy_Task(), f"guest {name} cannot be destroyed")
-            except GoneError:
-                return
-            except TaskError as error:
-                if not isinstance(error.fault, vim.fault.TaskInProgress):
-                    raise
-            else:
-                return
-            await asyncio.sleep(self._settings.poll_period_s)
+        with contextlib.suppress(GoneError):
+            await self._maker.tolerating(
+                vim.fault.InvalidPowerState, machine.PowerOffVM_Task, f"guest {name} cannot be switched off"
+            )
+            await self._maker.tolerating(
+                vmodl.fault.ManagedObjectNotFound, machine.Destroy_Task, f"guest {name} cannot be destroyed"
+            )
 
 
 def _now(guest: Guest, machine: Seen) -> Guest:

@@ -93,17 +93,22 @@ class Maker:
         return ready
 
     async def tolerating(self, fault: type, begin: Callable[[], Any], what: str) -> None:
-        """Do a task of vCenter; ``fault`` says that it was done before.
+        """Do a task of vCenter, once another task has let go of the machine; ``fault`` says that it was done before.
 
         Raises:
             NodeFaultError: it failed otherwise.
             GoneError: the machine is not there any more.
         """
-        try:
-            await self._vcenter.done(lambda _: begin(), what)
-        except TaskError as error:
-            if not isinstance(error.fault, fault):
-                raise
+        while True:
+            try:
+                await self._vcenter.done(lambda _: begin(), what)
+            except TaskError as error:
+                if isinstance(error.fault, vim.fault.TaskInProgress):
+                    await asyncio.sleep(self._settings.poll_period_s)
+                    continue
+                if not isinstance(error.fault, fault):
+                    raise
+            return
 
 
 def _is_its_own(address: str, *, wanted: str, parents: Collection[str]) -> bool:

@@ -24,6 +24,7 @@ from carrel.errors import NodeFaultError, NotFoundError, UnreachableError
 
 _T = TypeVar("_T")
 _Collector = vmodl.query.PropertyCollector
+_FIRST_PAUSE_S = 0.02
 _PAGE = 500
 """Virtual machines in one answer."""
 
@@ -79,6 +80,7 @@ class Vcenter:
 
     async def follow(self, task: Any, what: str) -> Any:
         """Wait for a task that was started, by anybody."""
+        pause_s = _FIRST_PAUSE_S  # most tasks are done at once; a clone may take minutes
         while True:
             info = await self.call(lambda _: task.info)
             if info.state == vim.TaskInfo.State.success:
@@ -87,7 +89,8 @@ class Vcenter:
                 if isinstance(info.error, vmodl.fault.ManagedObjectNotFound):
                     raise GoneError(f"{what}: it is gone")
                 raise TaskError(info.error, f"{what}: {sentence_of(info.error)}")
-            await asyncio.sleep(self._settings.poll_period_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self._settings.poll_period_s)
 
     async def at(self, path: str, kind: type) -> Any:
         """Return what stands at a path of the inventory, such as ``DC/host/cluster``.
