@@ -196,11 +196,12 @@ static void add_user(struct records *start, const struct answer *answer)
 		records_add(start, "group", "%s", group);
 }
 
-/* Reads what carrel-guard wrote about the guest's end; waits for it a moment, since the stream ends first. */
-static char *end_of_guest(const char *path)
+/* Reads what carrel-guard wrote about the guest's end; waits for it a moment, since the stream ends first. Where the
+ * guest is a node, carreld says how long: Slurm is to hear of a lost node before it hears of a failed task. */
+static char *end_of_guest(const char *path, long long wait_ms)
 {
 	char text[1024];
-	for (int waited = 0; path != NULL && waited < END_FILE_TIMEOUT_MS; waited += END_FILE_POLL_MS) {
+	for (long long waited = 0; path != NULL && waited < wait_ms; waited += END_FILE_POLL_MS) {
 		struct timespec pause = {.tv_nsec = END_FILE_POLL_MS * 1000000L};
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 		ssize_t got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
@@ -221,7 +222,8 @@ __attribute__((noreturn)) static void end_without_exit(struct client *client, co
 		give_up("", client->sentence);
 	if (client->relay.fault != NULL)
 		give_up("the guest's agent broke off: it sent ", client->relay.fault);
-	char *end = end_of_guest(records_get(answer->body, answer->length, "end_file"));
+	long long wait_ms = records_number(answer->body, answer->length, "end_wait_ms", END_FILE_TIMEOUT_MS);
+	char *end = end_of_guest(records_get(answer->body, answer->length, "end_file"), wait_ms);
 	char *sentence = end == NULL ? NULL : strchr(end, '\n');
 	if (end == NULL || sentence == NULL)
 		give_up("the guest is gone: ", "its stream closed and nobody said why");

@@ -71,8 +71,8 @@ static const struct request {
 } requests[REQUEST_COUNT] = {
 	[IMAGE] = { "guest", "IMAGE", "run in a virtual machine of the job's own, made from IMAGE", "CARREL_GUEST",
 		    CARRIED "IMAGE", { 0 }, is_word, "the name or the hash of an image; see: carrel image list" },
-	[PER] = { "guest-per", "job|task", "one guest for the job on each node, or one for each task",
-		  "CARREL_GUEST_PER", CARRIED "PER", { "job", "task" }, NULL, "job or task" },
+	[PER] = { "guest-per", "job|task|node", "one guest for the job on each node, for each task, or as a node",
+		  "CARREL_GUEST_PER", CARRIED "PER", { "job", "task", "node" }, NULL, "job, task or node" },
 	[CLONE] = { "guest-clone", "instant|linked|full|auto", "go on from a booted template, boot an overlay, or a copy",
 		    "CARREL_GUEST_CLONE", CARRIED "CLONE", { "instant", "linked", "full", "auto" }, NULL,
 		    "instant, linked, full or auto" },
@@ -269,13 +269,18 @@ static void socket_of_node(spank_t spank, char into[PATH_MAX])
 }
 
 /* carreld leaves a record of every job that asked for a guest: a step that lost its environment (env -i srun) must
- * not run on the bare node. */
-static bool job_is_on_record(spank_t spank, const char *socket)
+ * not run on the bare node. And where the node itself is a guest, no task at all runs on the host that carries it. */
+static bool node_says_so(spank_t spank, const char *socket)
 {
 	char path[PATH_MAX + 32];
 	uint32_t job = 0;
 	const char *slash = strrchr(socket, '/');
-	if (!slash || spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS)
+	if (!slash)
+		return false;
+	snprintf(path, sizeof path, "%.*s/is-guest", (int)(slash - socket), socket);
+	if (access(path, F_OK) == 0)
+		return true;
+	if (spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS)
 		return false;
 	snprintf(path, sizeof path, "%.*s/jobs/%u", (int)(slash - socket), socket, job);
 	return access(path, F_OK) == 0;
@@ -315,7 +320,7 @@ int slurm_spank_task_init(spank_t spank, int argc, char **argv)
 	char socket[PATH_MAX] = "", name[NAME_MAX_BYTES];
 	if (socket_path)
 		socket_of_node(spank, socket);
-	if (!given[IMAGE] && !in_environment(spank, IMAGE) && !job_is_on_record(spank, socket))
+	if (!given[IMAGE] && !in_environment(spank, IMAGE) && !node_says_so(spank, socket))
 		return 0;
 	if (!socket_path || !enter_path) {
 		slurm_error("carrel: plugstack.conf of this node gives no %s=", socket_path ? "enter" : "socket");

@@ -92,6 +92,19 @@ class Guests(Section, frozen=True):
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 
 
+class GuestNodes(Section, frozen=True):
+    """Guests that are Slurm nodes of their own; see ``docs/how-to/guests-as-nodes.md``."""
+
+    hosts: str = ""
+    """The hosts that carry them, as Slurm writes node names: ``h[1-40]``. Slurm schedules none of these."""
+    partition: str = "guests"
+    """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
+    configuring_max_s: float = 30.0
+    """A job that was given its nodes and does not start within this time is given back to the queue."""
+    host_silent_s: float = 30.0
+    """A host that was not heard for so long gets no new guest, and those that begin there begin elsewhere."""
+
+
 class Images(Section, frozen=True):
     store: str = ""
     """Directory of images; empty: ``/var/lib/carrel/images``, or ``build/images`` of a source checkout."""
@@ -204,6 +217,7 @@ class Metrics(Section, frozen=True):
 class Config(Section, frozen=True):
     slurm: Slurm = Slurm()
     guests: Guests = Guests()
+    guest_nodes: GuestNodes = GuestNodes()
     images: Images = Images()
     node: Node = Node()
     controller: Controller = Controller()

@@ -22,6 +22,7 @@ _TERM_TIMEOUT_S = 10.0
 
 Nodes = Annotated[int, Parameter(help="Number of nodes: c1, c2, …")]
 Dir = Annotated[Path | None, Parameter(help="Its directory: absent or empty, on a short path.")]
+Hosts = Annotated[int, Parameter(help="How many hypervisor hosts: guests on them are Slurm nodes (--guest-per=node).")]
 Netns = Annotated[bool, Parameter(negative=(), help="Own network and host name for each node. Needs root.")]
 Slurmdbd = Annotated[bool, Parameter(negative=(), help="With accounting: MariaDB, slurmdbd, the account demo.")]
 Proctrack = Annotated[Literal["linuxproc", "cgroup"], Parameter(help="cgroup: jobs are confined too. Needs root.")]
@@ -33,6 +34,7 @@ def run(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True, help="The command and its arguments, after --.")],
     nodes: Nodes = 3,
     dir: Dir = None,  # noqa: A002  # the option's name
+    hosts: Hosts = 0,
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
     proctrack: Proctrack = "linuxproc",
@@ -48,6 +50,7 @@ def run(
     box = Sandbox(
         dir=dir,
         nodes=nodes,
+        hosts=hosts,
         netns=netns,
         slurmdbd=slurmdbd,
         proctrack=proctrack,
@@ -72,6 +75,7 @@ def up(
     *,
     nodes: Nodes = 3,
     dir: Dir = None,  # noqa: A002  # the option's name
+    hosts: Hosts = 0,
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
     proctrack: Proctrack = "linuxproc",
@@ -81,6 +85,7 @@ def up(
     box = Sandbox(
         dir=_directory(dir),
         nodes=nodes,
+        hosts=hosts,
         netns=netns,
         slurmdbd=slurmdbd,
         proctrack=proctrack,

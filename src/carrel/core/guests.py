@@ -38,7 +38,7 @@ def guest_name(run: JobKey, *, per: Per, task: Task) -> str:
     >>> guest_name(JobKey(cluster="c", job_id=7, submit_s=9), per="task", task=Task(step="0", task=3))
     '7.9.0.0.3'
     """
-    return str(run) if per == "job" else f"{run}.{task.step}.{task.task}"
+    return f"{run}.{task.step}.{task.task}" if per == "task" else str(run)
 
 
 def merge(step: GuestRequest, job: GuestRequest | None, *, job_id: int, settings: Guests) -> GuestRequest:
@@ -130,7 +130,7 @@ def resolve(
     """
     per = request.per or settings.per
     job_cpus = max(1, job.cpus)
-    cpus = job_cpus if per == "job" else min(job_cpus, max(1, task.cpus_per_task))
+    cpus = min(job_cpus, max(1, task.cpus_per_task)) if per == "task" else job_cpus
     asked = [parse_mount(text) for text in request.mounts]
     defaults = default_mounts(settings.default_mounts, home=person.home, cwd=task.cwd)
     return GuestSpec(
@@ -255,6 +255,8 @@ def orphans(
     runs = {job.key: job for job in jobs}
 
     def orphaned(guest: Guest) -> bool:
+        if guest.per == "node":  # it is there before its job is; carrelctld says when it goes
+            return False
         young = now_s - guest.started_s < grace_s
         if guest.run is None or guest.run not in runs:
             return not young
@@ -266,7 +268,7 @@ def orphans(
         if job.state in {"pending", "held"}:
             # Requeued. But a slurmctld that crashed may call a job pending whose tasks still run.
             return guest.tasks == 0
-        if guest.per == "job":
+        if guest.per != "task":
             return False
         # After a restart the daemon saw nobody leave: a guest per task that stays empty was left. However long it
         # took to boot, its task is given some time to enter.

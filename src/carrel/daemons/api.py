@@ -12,13 +12,14 @@ from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.params import FromPath, FromQuery, JSONBody
-from litestar.status_codes import HTTP_202_ACCEPTED
+from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from carrel import __version__
 from carrel.daemons import hosts_api, maps, munge, views
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.daemons.hosts import HostDesk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.model.guestnode import HostReport, Orders
 from carrel.model.report import NodeReport
 
 AnyRequest = Request[Any, Any, Any]
@@ -42,6 +43,7 @@ class Service:
         silent_after_s: float,
         munge_socket: str,
         desk: HostDesk,
+        exchange: Callable[[HostReport, str], Awaitable[Orders]] | None = None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -53,6 +55,7 @@ class Service:
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
             desk: The hosts of guests-as-nodes.
+            exchange: Takes what a host says of itself, and returns what it shall carry; None: there are no hosts.
         """
         self.board = board
         self.trusted = trusted
@@ -61,6 +64,7 @@ class Service:
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
         self.desk = desk
+        self.exchange = exchange
         self.started = datetime.now(UTC)
 
     async def caller(self, request: AnyRequest) -> int:
@@ -100,6 +104,22 @@ async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> None:
     service: Service = request.app.state.service
     if service.board.take(data, now_s=time.time()):
         service.changed()
+
+
+@post(
+    "/v1/hosts/{name:str}/report",
+    status_code=HTTP_200_OK,
+    summary="Take what a host of guests-as-nodes says of itself; the answer, what it shall carry, waits for a change",
+)
+async def host_report(
+    request: AnyRequest, name: FromPath[str], data: JSONBody[HostReport], digest: FromQuery[str] = ""
+) -> Orders:
+    if await _caller(request) != EVERYBODY:
+        raise RefusedError("only root's carreld may speak for a host")
+    service: Service = request.app.state.service
+    if service.exchange is None or data.host != name:
+        raise NotFoundError(f"{name!r} is not among guest_nodes.hosts of this controller's configuration")
+    return await service.exchange(data, digest)
 
 
 @get("/v1/guests", summary="Guests that the caller may see")
@@ -178,6 +198,7 @@ def create(service: Service) -> Litestar:
     app = Litestar(
         route_handlers=[
             take_report,
+            host_report,
             list_guests,
             show_guest,
             list_nodes,

@@ -56,6 +56,10 @@ class Board:
             self._consoles.popitem(last=False)
         return before is None or before.report.guests != report.guests
 
+    def note(self, event: Event) -> None:
+        """Take an event of the controller's own."""
+        self._add_events([event])
+
     def guests(self, *, uid: int = EVERYBODY, job_id: int | None = None, name: str | None = None) -> list[Guest]:
         """Return the guests that ``uid`` may see, by job and name where given."""
         return [

@@ -20,6 +20,7 @@ from carrel.config import Config
 from carrel.daemons import maps, transport
 from carrel.daemons.board import Board
 from carrel.daemons.hosts import HostDesk
+from carrel.daemons.reconcile import Reconciler
 from carrel.errors import CarrelError
 from carrel.slurm.client import SlurmClient
 
@@ -51,6 +52,9 @@ class Controller:
         self._changed = asyncio.Event()
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
         self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
+        self._reconciler: Reconciler | None = None
+        if settings.guest_nodes.hosts:
+            self._reconciler = Reconciler(settings, self.desk.admission, tell=self.board.note)
 
     async def run(self) -> None:
         """Serve until a signal ends it."""
@@ -62,14 +66,16 @@ class Controller:
             loop.add_signal_handler(number, setattr, server, "should_exit", True)
         # Only now: whoever finds the socket may also end us.
         listening = listen(where)
-        keeper = asyncio.create_task(self._keep_maps())
+        works = [asyncio.create_task(self._keep_maps())]
+        if self._reconciler:
+            works.append(asyncio.create_task(self._reconciler.run()))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
         try:
             await server.serve(sockets=[listening])
         finally:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
             listening.close()
             if where.path:
                 _remove_socket(Path(where.path))
@@ -106,6 +112,7 @@ class Controller:
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
             desk=self.desk,
+            exchange=self._reconciler.exchange if self._reconciler else None,
         )
         return Server(
             uvicorn.Config(

@@ -148,7 +148,7 @@ class Door:
             raise
         with contextlib.suppress(ConnectionError):  # it may leave at any moment; what follows is due all the same
             try:
-                await tell(connection, _entered(spec, guest, self._node.config.slurm.bin_dir), fd=entry.fd)
+                await tell(connection, self._entered(spec, guest), fd=entry.fd)
             finally:
                 os.close(entry.fd)
             took_ms = (time.monotonic() - began_s) * 1000
@@ -298,6 +298,10 @@ class Door:
                 "guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}", guest
             )
         return guest
+
+    def _entered(self, spec: GuestSpec, guest: Guest) -> wire.Fields:
+        """Return what a task is told that may enter."""
+        return _entered(spec, guest, self._node.config.slurm.bin_dir)
 
     async def _runner(self, connection: socket.socket, message: wire.Message) -> None:
         guest = await self._one(message.get("guest"))

@@ -33,6 +33,7 @@ from carrel.images.source import StoreImages
 from carrel.model.guest import Guest
 from carrel.model.report import NodeFacts, NodeReport
 from carrel.ports import Driver, DriverContext, LoadedDriver
+from carrel.slurm import hostlist
 from carrel.slurm.client import SlurmClient
 
 BACKLOG = 256
@@ -161,11 +162,14 @@ class Node:
             self.journal.add("node-fault", str(error))
         self.reporter.poke()
 
+    def door(self) -> Door:
+        return Door(self, Peers(share()))
+
     async def serve(self) -> None:
         """Answer until cancelled."""
         path = self.directory / "carreld.sock"
         path.unlink(missing_ok=True)
-        door = Door(self, Peers(share()))
+        door = self.door()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             path.chmod(0o666)
@@ -186,7 +190,12 @@ class Node:
         self.driver()
         self.adopt()
         sweep = Sweep(self)
-        works = [self.serve(), self.reporter.run(), sweep.run(), self.check()]
+        works = [self.serve(), self.reporter.run(), sweep.run()]
+        if self.name in hostlist.expand(self.config.guest_nodes.hosts):
+            from carrel.daemons import hypervisor  # noqa: PLC0415  # it is made of nodes such as this one
+
+            works.append(hypervisor.Hypervisor(self).run())
+        works.append(self.check())
         tasks = [asyncio.ensure_future(work) for work in works]
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, lambda: [task.cancel() for task in tasks])

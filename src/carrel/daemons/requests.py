@@ -27,8 +27,8 @@ def guest_request(message: wire.Message) -> GuestRequest:
         UsageError: a value is not one of those that exist; the plug-in checks first, but anybody may connect.
     """
     per, clone = message.get("per"), message.get("clone")
-    if per not in {"", "job", "task"}:
-        raise UsageError(f"--guest-per={per}: must be job or task")
+    if per not in {"", "job", "task", "node"}:
+        raise UsageError(f"--guest-per={per}: must be job, task or node")
     if clone not in {"", "auto", "instant", "linked", "full"}:
         raise UsageError(f"--guest-clone={clone}: must be instant, linked, full or auto")
     timeout = message.get("boot_timeout_s")

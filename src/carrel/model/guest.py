@@ -6,7 +6,7 @@ import msgspec
 
 from carrel.model.job import JobKey
 
-Per = Literal["job", "task"]
+Per = Literal["job", "task", "node"]
 Clone = Literal["full", "linked", "instant"]
 CloneWish = Literal["auto", "instant", "linked", "full"]
 GuestState = Literal["starting", "ready", "suspended", "down"]
@@ -37,7 +37,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that a driver needs to make one guest. Two specs of one name are the same guest."""
 
     name: str
-    """Unique on the node: ``<run>`` for a guest per job, ``<run>.<step>.<task>`` for a guest per task."""
+    """Unique on the node: ``<run>`` for a guest per job or as a node, ``<run>.<step>.<task>`` for one per task."""
     run: JobKey
     node: str
     host_name: str

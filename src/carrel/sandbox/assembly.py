@@ -15,11 +15,12 @@ from pathlib import Path
 
 from carrel import paths
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
+from carrel.hosts import table
 from carrel.process import CommandError, run
 from carrel.sandbox import database, netns, slurmconf, teardown
 from carrel.sandbox.children import POLL_S, Children, Recipe, accepts, listens
 from carrel.sandbox.layout import Layout
-from carrel.sandbox.slurmconf import Place
+from carrel.sandbox.slurmconf import NODE_CPUS, Place
 from carrel.sandbox.spec import Daemon, Facts, Spec
 
 _PORT_BLOCKS = range(20000, 32000, 64)
@@ -50,10 +51,10 @@ class Assembly:
             user=getpass.getuser(),
             host=socket.gethostname().partition(".")[0],
             base_port=base_port,
-            addresses=tuple(netns.address(index) for index in range(spec.nodes)) if spec.netns else (),
+            addresses=tuple(netns.address(index) for index in range(spec.nodes + spec.hosts)) if spec.netns else (),
             controller_address=netns.CONTROLLER_ADDRESS if spec.netns else "127.0.0.1",
         )
-        self._network = netns.Network(f"cr{base_port}", self.place.nodes) if spec.netns else None
+        self._network = netns.Network(f"cr{base_port}", (*self.place.nodes, *self.place.hosts)) if spec.netns else None
 
     def start(self, *, timeout_s: float) -> None:
         """Start all; return when every node is idle and every carreld answers."""
@@ -71,8 +72,13 @@ class Assembly:
             first(database.daemon(self.place), timeout_s)
             database.register(self.place)
         if self._spec.guests:
+            hosts = [
+                table.Facts(name=name, cpus=NODE_CPUS, memory_bytes=self._spec.node_memory_mb * 2**20, reports=True)
+                for name in self.place.hosts
+            ]
+            table.HostTable(self.layout.hosts_table).put(hosts)
             self._children.spawn(self._carrelctld())
-            for node in self.place.nodes:
+            for node in (*self.place.nodes, *self.place.hosts):
                 self._children.spawn(self._carreld(node))
         first(self._slurmctld(fresh=True), timeout_s)
         for node in self.place.nodes:
@@ -81,7 +87,7 @@ class Assembly:
             self._children.wait_ready(f"slurmd@{node}", timeout_s=timeout_s)
         self._wait_idle(timeout_s)
         if self._spec.guests:
-            for node in self.place.nodes:
+            for node in (*self.place.nodes, *self.place.hosts):
                 self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
 
     def start_one(self, name: str, *, timeout_s: float) -> None:
@@ -94,6 +100,8 @@ class Assembly:
             dir=str(self.layout.root),
             cluster=self.place.cluster,
             nodes=self.place.nodes,
+            hosts=self.place.hosts,
+            pool=self.place.pool,
             pid=os.getpid(),
             netns=self._network.controller if self._network else "",
             guests=self._spec.guests,
@@ -105,14 +113,14 @@ class Assembly:
     def thaw(self) -> None:
         """Let suspended jobs be killed."""
         if self._spec.proctrack == "cgroup":
-            teardown.thaw(self.place.nodes)
+            teardown.thaw((*self.place.nodes, *self.place.pool))
 
     def remove(self) -> None:
         """Remove what lies outside the directory: namespaces and cgroups."""
         if self._network:
             self._network.remove()
         if self._spec.proctrack == "cgroup":
-            teardown.remove_cgroups(self.place.nodes)
+            teardown.remove_cgroups((*self.place.nodes, *self.place.pool))
 
     def _refuse_what_cannot_work(self) -> None:
         self.layout.check(guests=self._spec.guests)
@@ -135,7 +143,7 @@ class Assembly:
 
     def _write(self) -> None:
         layout, place = self.layout, self.place
-        layout.make(place.nodes)
+        layout.make(place.nodes, hosts=place.hosts, pool=place.pool)
         layout.munge_key.write_bytes(os.urandom(128))
         layout.munge_key.chmod(0o600)
         files = {
@@ -144,6 +152,8 @@ class Assembly:
             "plugstack.conf": slurmconf.plugstack_conf(layout) if self._spec.guests else "",
             "carrel.toml": slurmconf.carrel_toml(place, paths.image_store()),
         }
+        if place.pool:
+            files["job_submit.lua"] = slurmconf.job_submit(layout)
         if self._network:
             files["hosts"] = self._network.hosts(place.host)
         for name, text in files.items():
@@ -230,7 +240,8 @@ class Assembly:
                 lines = run(["sinfo", "--noheader", "--Node", "--format=%N %T"], timeout_s=timeout_s).splitlines()
             except CommandError as error:
                 lines = [str(error)]
-            seen = sorted(set(lines))  # a node has a line for each of its partitions
+            names = {*self.place.nodes}
+            seen = sorted({line for line in lines if line.split()[0] in names})  # a line for each of its partitions
             if len(seen) == self._spec.nodes and all(line.endswith(" idle") for line in seen):
                 return
             if time.monotonic() > deadline:

@@ -121,6 +121,7 @@ class Sandbox(Remote):
         nodes: int = 3,
         node_memory_mb: int = 8000,
         dir: Path | None = None,  # noqa: A002  # the word of the command line
+        hosts: int = 0,
         netns: bool = False,
         slurmdbd: bool = False,
         proctrack: Literal["linuxproc", "cgroup"] = "linuxproc",
@@ -148,6 +149,7 @@ class Sandbox(Remote):
             dir=str(self.dir),
             nodes=nodes,
             node_memory_mb=node_memory_mb,
+            hosts=hosts,
             netns=netns,
             slurmdbd=slurmdbd,
             proctrack=proctrack,

@@ -48,6 +48,10 @@ class Layout(msgspec.Struct, frozen=True):
         return self.etc / "carrel.toml"
 
     @property
+    def hosts_table(self) -> Path:
+        return self.root / "hosts.db"
+
+    @property
     def munge_socket(self) -> Path:
         return self.run / "munge.sock"
 
@@ -119,15 +123,17 @@ class Layout(msgspec.Struct, frozen=True):
         if found.st_uid != os.getuid():
             raise RefusedError(f"{self.root}: belongs to uid {found.st_uid}, not to you; choose another --dir")
 
-    def make(self, nodes: tuple[str, ...]) -> None:
+    def make(self, nodes: tuple[str, ...], *, hosts: tuple[str, ...] = (), pool: tuple[str, ...] = ()) -> None:
         """Create the directories; modes allow any user of the machine to be a user of the cluster."""
         self.root.mkdir(exist_ok=True)
         self.root.chmod(0o755)
         names = ["etc", "run", "log", "state", "libexec", "maps", "nodes", "spool", "tmp"]
-        for path in [self.root / name for name in names] + [self.root / "spool" / node for node in nodes]:
+        spools = [self.root / "spool" / node for node in (*nodes, *pool)]
+        for path in [self.root / name for name in names] + spools:
             path.mkdir(mode=0o755)
             path.chmod(0o755)
-        for node in nodes:
+        for node in (*nodes, *hosts):
             self.node(node).mkdir(mode=0o755)
+        for node in (*nodes, *pool):
             self.tmp(node).mkdir()
             self.tmp(node).chmod(0o1777)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from carrel.sandbox.layout import Layout
-from carrel.sandbox.spec import Spec
+from carrel.sandbox.spec import POOL_PER_HOST, Spec
 
 _DATABASE_PORT_OFFSET = 60
 """Above the ports of the nodes, below the next sandbox's block."""
@@ -39,9 +39,25 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        unique = f"s{self.base_port}c" if self.spec.proctrack == "cgroup" else "c"
-        prefix = self.spec.prefix or unique
-        return tuple(f"{prefix}{number}" for number in range(1, self.spec.nodes + 1))
+        if self.spec.prefix:
+            return tuple(f"{self.spec.prefix}{number}" for number in range(1, self.spec.nodes + 1))
+        return self._names("c", self.spec.nodes)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return self._names("h", self.spec.hosts)
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """Return the names that guests have as Slurm nodes."""
+        return self._names("v", self.spec.hosts * POOL_PER_HOST)
+
+    def _names(self, letter: str, count: int) -> tuple[str, ...]:
+        unique = f"s{self.base_port}{letter}" if self.spec.proctrack == "cgroup" else letter
+        return tuple(f"{unique}{number}" for number in range(1, count + 1))
+
+    def pool_port(self, name: str) -> int:
+        return self.base_port + 1 + len(self.nodes) + self.pool.index(name)
 
     def node_endpoint(self, node: str) -> tuple[str, int]:
         """Return address and port of a node's slurmd."""
@@ -60,6 +76,8 @@ def slurm_conf(place: Place) -> str:
     if spec.slurmdbd:
         parts.append(_accounting(place))
     parts += [spec.extra_conf.rstrip() + "\n", _nodes(place)]
+    if spec.hosts:
+        parts.append(_pool(place))
     return "\n".join(part for part in parts if part.strip())
 
 
@@ -141,7 +159,23 @@ def _nodes(place: Place) -> str:
         address, port = place.node_endpoint(node)
         host = node if place.addresses else place.host
         lines.append(f"NodeName={node} NodeHostname={host} NodeAddr={address} Port={port}")
-    lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+    lines.append(f"PartitionName=main Nodes={','.join(place.nodes)} Default=YES MaxTime=INFINITE State=UP")
+    return "\n".join(lines) + "\n"
+
+
+def _pool(place: Place) -> str:
+    """Return what guests-as-nodes need; docs/how-to/guests-as-nodes.md has the same lines for a site."""
+    shape = "CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=256000"
+    names = ",".join(place.pool)
+    lines = [
+        "JobSubmitPlugins=lua",
+        "SuspendProgram=/bin/true\nResumeProgram=/bin/true",
+        "SuspendTime=INFINITE\nSuspendTimeout=1\nResumeTimeout=60",
+        "SlurmctldParameters=idle_on_node_suspend",
+        "PrivateData=cloud",
+        *(f"NodeName={name} Port={place.pool_port(name)} State=CLOUD {shape}" for name in place.pool),
+        f"PartitionName=guests Nodes={names} MaxTime=INFINITE SuspendTime=31536000 State=UP",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -161,6 +195,24 @@ def plugstack_conf(layout: Layout) -> str:
     )
 
 
+def job_submit(layout: Layout) -> str:
+    """Return job_submit.lua: what a site has, with this sandbox's paths."""
+    return f"""\
+local PARTITION = "guests"
+local guest_node = dofile("{layout.libexec}/guest_node.lua")
+
+function slurm_job_submit(job, _, _)
+    return guest_node.submit(job, PARTITION) and slurm.SUCCESS or slurm.ERROR
+end
+
+function slurm_job_modify(change, job, _, uid)
+    return guest_node.modify(change, job, uid, PARTITION) and slurm.SUCCESS or slurm.ERROR
+end
+
+return slurm.SUCCESS
+"""
+
+
 def hook_script(layout: Layout, role: str) -> str:
     """Return the Prolog or Epilog: Slurm passes it no arguments, so the role stands here."""
     return f"#!/bin/sh\nCARREL_CONFIG={layout.carrel_conf} exec {layout.libexec}/carrel-hook {role}\n"
@@ -174,9 +226,13 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
-        "placement": {"table": f"{layout.root}/hosts.db"},
+        "placement": {"table": str(layout.hosts_table)},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
+    if place.hosts:
+        ours["guest_nodes"] = {
+            "hosts": ",".join(place.hosts),
+        }
     return _toml(ours, place.spec.carrel_conf)
 
 

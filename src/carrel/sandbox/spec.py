@@ -7,6 +7,8 @@ import msgspec
 from carrel.errors import UsageError
 
 NODES_MAX = 50
+POOL_PER_HOST = 8
+"""Names for guests-as-nodes: more than a host carries at once, since a name rests for some seconds after its use."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +18,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 3
     node_memory_mb: int = 8000
     """What Slurm gives to jobs on each node; nothing checks that this machine has it."""
+    hosts: int = 0
+    """Hypervisor hosts: they run carreld, and Slurm does not schedule them. Guests on them are Slurm nodes."""
     netns: bool = False
     slurmdbd: bool = False
     proctrack: Literal["linuxproc", "cgroup"] = "linuxproc"
@@ -38,6 +42,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         """Refuse a number of nodes that the ports of a sandbox do not hold."""
         if not 1 <= self.nodes <= NODES_MAX:
             raise UsageError(f"--nodes {self.nodes}: a sandbox has 1 to {NODES_MAX} nodes")
+        most = (NODES_MAX - self.nodes) // POOL_PER_HOST
+        if not 0 <= self.hosts <= most:
+            raise UsageError(f"--hosts {self.hosts}: beside {self.nodes} nodes a sandbox has 0 to {most} hosts")
+        if self.hosts and not self.guests:
+            raise UsageError(f"--hosts {self.hosts}: hosts are there for guests; leave --no-guests out")
 
 
 class Daemon(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +66,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dir: str
     cluster: str
     nodes: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    """Slurm's names for guests on ``hosts``."""
     pid: int
     """The harness: parent of all that runs here."""
     netns: str = ""

@@ -31,7 +31,7 @@ def sweep(root: Path) -> None:
     """
     facts = _facts(root)
     if facts.cgroups:
-        teardown.thaw(facts.nodes)
+        teardown.thaw((*facts.nodes, *facts.pool))
     deadline = time.monotonic() + _TIMEOUT_S
     while left := _processes(root):
         if time.monotonic() > deadline:
@@ -43,9 +43,9 @@ def sweep(root: Path) -> None:
                 continue
         time.sleep(_ROUND_S)
     if facts.netns:
-        Network(facts.netns.removesuffix("-ctl"), facts.nodes).remove()
+        Network(facts.netns.removesuffix("-ctl"), (*facts.nodes, *facts.hosts)).remove()
     if facts.cgroups:
-        teardown.remove_cgroups(facts.nodes)
+        teardown.remove_cgroups((*facts.nodes, *facts.pool))
     teardown.unmount(root)
     teardown.remove_directory(root, keep_itself=False)
 

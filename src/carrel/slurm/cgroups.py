@@ -3,11 +3,13 @@
 Under proctrack/linuxproc a process is in no ``job_<id>``, and there is nothing to join.
 """
 
+import contextlib
 from pathlib import Path
 
 from carrel.process import process_state
 
 COUNTING = ("memory", "cpuset", "cpuacct", "cpu")
+_PERIOD_US = 100_000  # cpu.cfs_period_us, unless someone changed it
 
 
 def of_process(pid: int, job_id: int) -> tuple[tuple[str, ...], str]:
@@ -32,6 +34,38 @@ def of_process(pid: int, job_id: int) -> tuple[tuple[str, ...], str]:
             elif controller in COUNTING or controller == "":
                 counting.append(f"{where}{job}")
     return tuple(dict.fromkeys(counting)), freezer
+
+
+def of_guest_node(node: str, *, cpus: int, memory_bytes: int) -> tuple[str, ...]:
+    """Return directories for the guest that is this node: where Slurm keeps the node's jobs, and limited as admitted.
+
+    The guest is there before its job is, so it cannot be below it. Made here, ``carrel`` in each; a second call changes
+    nothing. Empty where Slurm does not use cgroups v1 on this host: there nothing is limited either.
+    """
+    found = []
+    for controller, where in _mounts().items():
+        top = Path(where) / f"slurm_{node}"
+        if controller not in COUNTING or str(top) in found:
+            continue
+        (top / "carrel").mkdir(parents=True, exist_ok=True)
+        for file in ("cpuset.cpus", "cpuset.mems"):  # v1: a new cpuset is empty, and takes no process
+            if (top / file).exists() and not (top / file).read_text().strip():
+                (top / file).write_text((top.parent / file).read_text())
+        limits = {"memory.limit_in_bytes": memory_bytes, "cpu.cfs_quota_us": cpus * _PERIOD_US}
+        for file, limit in limits.items():
+            if (top / "carrel" / file).exists():
+                (top / "carrel" / file).write_text(str(limit))
+        found.append(str(top))
+    return tuple(found)
+
+
+def remove_guest_node(node: str) -> None:
+    """Remove what ``of_guest_node`` made, where nothing is left in it. Absent before is fine."""
+    for where in _mounts().values():
+        top = Path(where) / f"slurm_{node}"
+        for directory in (top / "carrel", top):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def suspended(pid: int) -> bool:

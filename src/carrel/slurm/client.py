@@ -25,8 +25,8 @@ from carrel.slurm import hostlist
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
 
-_SEPARATOR = "|"
-_SAFE_FIELDS = (
+SEPARATOR = "|"
+SAFE_FIELDS = (
     *("JobID", "UserID", "GroupID", "State", "RestartCnt", "SubmitTime", "TimeLimit", "PriorityLong"),
     *("NodeList", "UserName", "Partition"),
 )
@@ -72,23 +72,23 @@ class SlurmClient:
         until the epilog of this node has run.
         """
         where = ["-w", self._node] if self._node else []
-        text = await self._ask("squeue", "-h", "-a", "-t", "all", *where, "-O", _format(_SAFE_FIELDS))
+        text = await self.ask("squeue", "-h", "-a", "-t", "all", *where, "-O", field_format(SAFE_FIELDS))
         cluster = await self.cluster()
-        jobs = (_job(line, cluster) for line in text.splitlines())
+        jobs = (parsed(line, cluster) for line in text.splitlines())
         return [job for job in jobs if job.state != "ended" or job.slurm_state == "COMPLETING"]
 
     async def job(self, job_id: int) -> Job | None:
         """Return one job, an ended one while Slurm keeps it; with a node, also its CPUs and memory there."""
         cluster = await self.cluster()
         answers = await asyncio.gather(
-            self._ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", _format(_SAFE_FIELDS)),
-            self._ask("scontrol", "show", "job", "-d", "-o", str(job_id)),
+            self.ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", field_format(SAFE_FIELDS)),
+            self.ask("scontrol", "show", "job", "-d", "-o", str(job_id)),
             return_exceptions=True,  # both are let end: a cancelled one would leave its process behind
         )
         if any(isinstance(answer, _NoSuchJobError) for answer in answers):
             return None
         lines, details = (_text(answer) for answer in answers)
-        jobs = [_job(line, cluster) for line in lines.splitlines()]
+        jobs = [parsed(line, cluster) for line in lines.splitlines()]
         found = next((job for job in jobs if job.key.job_id == job_id), None)
         if found is None or self._node is None or found.state not in ("running", "suspended"):
             return found
@@ -99,14 +99,14 @@ class SlurmClient:
 
     async def _details_of_one(self, job_id: int) -> str:
         """Return what Slurm says of this job alone: an array's last task has the id that all are listed under."""
-        fields = _format(("JobID", "ArrayTaskID", "HetJobOffset"))
-        text = await self._ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", fields)
+        fields = field_format(("JobID", "ArrayTaskID", "HetJobOffset"))
+        text = await self.ask("squeue", "-h", "-a", "-t", "all", "-j", str(job_id), "-O", fields)
         name = str(job_id)
         for line in text.splitlines():
-            listed, task, component, *_ = f"{line}{_SEPARATOR * 3}".split(_SEPARATOR)
+            listed, task, component, *_ = f"{line}{SEPARATOR * 3}".split(SEPARATOR)
             if listed == str(job_id):
                 name += f"_{task}" if task.isdigit() else f"+{component}" if component.isdigit() else ""
-        return await self._ask("scontrol", "show", "job", "-d", "-o", name)
+        return await self.ask("scontrol", "show", "job", "-d", "-o", name)
 
     async def described(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Return ``jobs`` with names and accounts, for people: users write these, so nothing is decided on them."""
@@ -115,7 +115,7 @@ class SlurmClient:
         ids = ",".join(str(job.key.job_id) for job in jobs) if len(jobs) <= 10 else ""
         only = ["-j", ids] if ids else []
         try:
-            text = await self._ask("squeue", "-h", "-a", "-t", "all", *only, "-o", f"%A{_SEPARATOR}%a{_SEPARATOR}%j")
+            text = await self.ask("squeue", "-h", "-a", "-t", "all", *only, "-o", f"%A{SEPARATOR}%a{SEPARATOR}%j")
         except _NoSuchJobError:
             return jobs
         words = {int(line[0]): (line[1], line[2]) for line in _split(text) if line[0].isdigit()}
@@ -130,9 +130,9 @@ class SlurmClient:
 
     async def drain(self, node: str, reason: str) -> None:
         """Take the node out of scheduling. Already out, by us or an administrator: its reason stays as it is."""
-        state = await self._ask("sinfo", "-h", "-a", "-N", "-n", node, "-o", "%T")
+        state = await self.ask("sinfo", "-h", "-a", "-N", "-n", node, "-o", "%T")
         if "drain" not in state:
-            await self._ask("scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}")
+            await self.ask("scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}")
 
     async def requeue(self, job_id: int) -> None:
         """Give the job back to the queue; a job that waits, or is gone, is left alone.
@@ -141,7 +141,7 @@ class SlurmClient:
             RefusedError: it may not be requeued: interactive, or submitted with --no-requeue.
         """
         try:
-            await self._ask("scontrol", "requeue", str(job_id))
+            await self.ask("scontrol", "requeue", str(job_id))
         except _NoSuchJobError:
             return
         except UnreachableError as error:
@@ -154,12 +154,12 @@ class SlurmClient:
 
     async def addresses(self) -> dict[str, str]:
         """Return each node's address as Slurm uses it (``NodeAddr``)."""
-        text = await self._ask("sinfo", "-h", "-a", "-N", "-O", _format(("NodeList", "NodeAddr")))
-        return dict(line.split(_SEPARATOR)[:2] for line in text.splitlines() if _SEPARATOR in line)
+        text = await self.ask("sinfo", "-h", "-a", "-N", "-O", field_format(("NodeList", "NodeAddr")))
+        return dict(line.split(SEPARATOR)[:2] for line in text.splitlines() if SEPARATOR in line)
 
     async def settings(self) -> dict[str, str]:
         """Return Slurm's configuration in force: ``scontrol show config``."""
-        text = await self._ask("scontrol", "show", "config")
+        text = await self.ask("scontrol", "show", "config")
         pairs = (line.partition("=") for line in text.splitlines())
         return {key.strip(): value.strip() for key, separator, value in pairs if separator}
 
@@ -179,7 +179,7 @@ class SlurmClient:
     def _env(self) -> dict[str, str]:
         return _EPOCH | ({"SLURM_CONF": self._slurm.conf} if self._slurm.conf else {})
 
-    async def _ask(self, *words: str) -> str:
+    async def ask(self, *words: str) -> str:
         command = [str(Path(self._slurm.bin_dir) / words[0]), *words[1:]]
         try:
             return await process.run_async(command, timeout_s=ANSWER_TIMEOUT_S, env=self._env)
@@ -199,25 +199,25 @@ def _text(answer: str | BaseException) -> str:
     return answer
 
 
-def _format(fields: Sequence[str]) -> str:
+def field_format(fields: Sequence[str]) -> str:
     """A suffix in place of a width keeps squeue from cutting the field at 20 characters."""
-    return ",".join(f"{field}:{_SEPARATOR}" for field in fields)
+    return ",".join(f"{field}:{SEPARATOR}" for field in fields)
 
 
 def _split(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
-        words = line.split(_SEPARATOR, 2)
+        words = line.split(SEPARATOR, 2)
         if len(words) == 3:
             yield words
 
 
-def _job(line: str, cluster: str) -> Job:
-    words = line.split(_SEPARATOR)
-    if len(words) != len(_SAFE_FIELDS) + 1:
+def parsed(line: str, cluster: str) -> Job:
+    words = line.split(SEPARATOR)
+    if len(words) != len(SAFE_FIELDS) + 1:
         raise UnreachableError(
-            f"squeue answered {line!r}, not {len(_SAFE_FIELDS)} fields; is it from Slurm 22.05 or later?"
+            f"squeue answered {line!r}, not {len(SAFE_FIELDS)} fields; is it from Slurm 22.05 or later?"
         )
-    fields = dict(zip(_SAFE_FIELDS, words, strict=False))
+    fields = dict(zip(SAFE_FIELDS, words, strict=False))
     return Job(
         key=JobKey(
             cluster=cluster,

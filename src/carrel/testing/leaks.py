@@ -26,6 +26,8 @@ _FILES = {
     "what a job asked for": "nodes/*/jobs/*",
     "who is inside a guest": "nodes/*/inside/*",
     "map": "maps/*",
+    "order of a guest that is a node": "nodes/*/guest-nodes/*",
+    "directory of a guest that is a node": "nodes/*/is-guest",
     "socket of a step": "spool/*/*_[0-9]*.*[0-9]",
 }
 
@@ -44,7 +46,13 @@ def nothing_left(box: Sandbox, *, within_s: float = CLEAN_TIMEOUT_S) -> None:
 
 def leaks(box: Sandbox) -> list[str]:
     """Return, in words, what is there that belongs to no daemon. Of a cluster with running jobs, that is theirs."""
-    return [*_processes(box), *_files(box), *_mounts(box), *_cgroups(box.facts().nodes), *_slots(box)]
+    return [
+        *_processes(box),
+        *_files(box),
+        *_mounts(box),
+        *_cgroups((*box.facts().nodes, *box.facts().pool)),
+        *_slots(box),
+    ]
 
 
 def guest_of(box: Sandbox, job_id: int) -> Path:

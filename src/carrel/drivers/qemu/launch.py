@@ -161,7 +161,7 @@ def _guard(context: DriverContext, directory: GuestDirectory, record: Record, *,
 
 def cgroup_name(spec: GuestSpec) -> str:
     """Return the name of the guest's directory below its job's."""
-    return "carrel" if spec.per == "job" else f"carrel.{spec.step}.{spec.task}"
+    return f"carrel.{spec.step}.{spec.task}" if spec.per == "task" else "carrel"
 
 
 def _step_sockets(context: DriverContext, spec: GuestSpec) -> str:

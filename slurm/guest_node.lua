@@ -1,0 +1,91 @@
+-- Guests as nodes: what job_submit.lua does for jobs that have a guest which is a Slurm node of its own.
+--
+-- Such a job waits, held, in the partition of the guests; carrelctld finds it there, whatever else is lost, and what
+-- it asked for stands in its admin_comment, which only administrators write: "carrel:" and name=value pairs as in a
+-- URL. No question is asked here. docs/how-to/guests-as-nodes.md says how a site's own script calls this one.
+
+local M = {}
+
+local NOTHING = { [65534] = true, [254] = true, [4294967294] = true, [18446744073709551614] = true }
+-- What carrelctld admits a job by; an owner who could change it would have more than was admitted.
+local ADMITTED = { "priority", "partition", "reservation", "req_nodes", "features", "min_nodes", "max_nodes", "num_tasks",
+	"min_cpus", "max_cpus", "cpus_per_task", "pn_min_cpus", "pn_min_memory", "min_mem_per_node", "min_mem_per_cpu",
+	"ntasks_per_node", "shared", "gres", "tres_per_node", "tres_per_job", "admin_comment" }
+
+local function given(value)
+	return value ~= nil and value ~= "" and not NOTHING[value]
+end
+
+local function quoted(text)
+	return (text:gsub("[^%w%-._~/:]", function(c) return string.format("%%%02X", c:byte()) end))
+end
+
+local function wishes(job)
+	local found = {}
+	for i = 0, (job.spank_job_env_size or 0) - 1 do
+		local name, value = job.spank_job_env[i]:match("^CARREL_JOB_([A-Z_]+)=(.*)$")
+		if name then
+			found[name:lower()] = value
+		end
+	end
+	return found
+end
+
+local function refusal(job, wish, partition)
+	if not wish.image then
+		return "partition " .. partition .. " runs jobs in guests of their own: say --guest=IMAGE"
+	elseif wish.per and wish.per ~= "node" then
+		return "--guest-per=" .. wish.per .. ": partition " .. partition .. " has no other nodes than guests; leave it out"
+	elseif given(job.partition) and job.partition ~= partition then
+		return "--guest-per=node: such jobs run in partition " .. partition .. "; leave --partition out"
+	elseif given(job.array_inx) then
+		return "--guest-per=node: not for the tasks of an array; submit them as jobs, or take --guest-per=job"
+	elseif given(job.req_nodes) then
+		return "--guest-per=node: the guest gets its node name when it is made; leave --nodelist out"
+	elseif job.pn_min_memory == 0 or job.min_mem_per_node == 0 then
+		return "--guest-per=node: --mem=0 is all of a node, and the node is made for the job; say how much"
+	end
+end
+
+-- Returns true where the job goes on, and false where it is refused, after the user was told why.
+function M.submit(job, partition)
+	local wish = wishes(job)
+	if wish.per ~= "node" and job.partition ~= partition then
+		return true
+	end
+	local why = refusal(job, wish, partition)
+	if why then
+		slurm.log_user("carrel: %s", why)
+		return false
+	end
+	local words = { "held=" .. (job.priority == 0 and "user" or "carrel") }
+	wish.per, wish.cwd = "node", job.work_dir
+	for name, value in pairs(wish) do
+		table.insert(words, name .. "=" .. quoted(value))
+	end
+	job.partition = partition
+	job.priority = 0
+	job.shared = 65534 -- The declared size of the node is no size to be given as a whole.
+	job.admin_comment = "carrel:" .. table.concat(words, "&")
+	return true
+end
+
+-- Returns true where the change is allowed. Administrators change what they like.
+function M.modify(change, job, uid, partition)
+	if uid == 0 or job.partition ~= partition then
+		return true
+	end
+	local held_by_user = (job.admin_comment or ""):find("held=user", 1, true)
+	if change.reservation == "" and job.reservation then
+		change.reservation = job.reservation -- to be in none is a wish too
+	end
+	for _, name in ipairs(ADMITTED) do
+		if given(change[name]) and not (name == "priority" and held_by_user) then
+			slurm.log_user("carrel: job %u has been admitted as it is, or waits for that; scancel it and submit it anew", job.job_id)
+			return false
+		end
+	end
+	return true
+end
+
+return M

@@ -1,0 +1,409 @@
+"""Guests that are Slurm nodes: what each run needs now, from what Slurm, the hosts and the host table say.
+
+::
+
+    job                    room    names     guest, slurmd      next
+    not held by us         -       -         -                  hold
+    held, may start        none    -         -                  find room               (never: cancel; busy: say so)
+    held                   on h    none      none left          assign names, reserve them
+    held                   on h    reserved  -                  pin the job, open the names
+    held                   on h    reserved  ready, joined      release
+    held                   on h    reserved  failed             give the names back     (too often: cancel)
+    configuring too long   -       -         -                  give the job back
+    running                on h    reserved  -                  close the names: nobody follows onto them
+    running                on h    reserved  failed             tell Slurm that the node is down
+    ended, unknown         -       reserved  -                  unpin, delete the reservation
+    ended, unknown         on h    none      none left          give the room back
+    -                      -       none      -                  power the name down, then keep it closed
+
+A name is in use for as long as its reservation is there, and a host carries a guest for each reserved name of a run
+that lives. So nothing of this is stored: each row is one that a killed controller finds again. Room is given back by
+nobody but a host that says it carries nothing of the run any more.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
+from carrel.model.host import Demand
+from carrel.model.job import JobKey
+from carrel.model.pool import Look, Place, PoolJob, PoolNode, reservation_name, run_of_reservation
+
+
+class Hold(msgspec.Struct, frozen=True):
+    run: JobKey
+    reason: str
+
+
+class FindRoom(msgspec.Struct, frozen=True):
+    """Let the run stand in the queue for room (``carrel.core.queue``): for all of its guests, or for none."""
+
+    run: JobKey
+    demand: Demand
+    attempt: int
+    reason: str
+
+
+class Assign(msgspec.Struct, frozen=True):
+    """Point these names at their hosts, and then reserve them for the run's owner."""
+
+    run: JobKey
+    user: str
+    hosts: tuple[tuple[str, str], ...]
+    """(name, host)."""
+    reason: str
+
+
+class Pin(msgspec.Struct, frozen=True):
+    run: JobKey
+    reservation: str
+    """Empty: in none."""
+    reason: str
+
+
+class Open(msgspec.Struct, frozen=True):
+    """Let jobs start on a name; it is reserved."""
+
+    node: str
+    reason: str
+
+
+class Close(msgspec.Struct, frozen=True):
+    """Let no further job start on a name."""
+
+    node: str
+    reason: str
+
+
+class Release(msgspec.Struct, frozen=True):
+    run: JobKey
+    reason: str
+
+
+class GiveBackJob(msgspec.Struct, frozen=True):
+    """Let Slurm requeue, or end, a job that has nodes and does not start: these nodes are down."""
+
+    run: JobKey
+    reason: str
+
+
+class Down(msgspec.Struct, frozen=True):
+    """Tell Slurm that a node is gone; it ends or requeues the job that runs there."""
+
+    node: str
+    run: JobKey
+    reason: str
+
+
+class Unreserve(msgspec.Struct, frozen=True):
+    reservation: str
+    reason: str
+
+
+class PowerDown(msgspec.Struct, frozen=True):
+    node: str
+    reason: str
+
+
+class GiveBackRoom(msgspec.Struct, frozen=True):
+    """Give back all room that an attempt of a run has taken."""
+
+    run: JobKey
+    attempt: int
+    reason: str
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    run: JobKey
+    reason: str
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Say why the job waits."""
+
+    run: JobKey
+    reason: str
+
+
+OnJob = Hold | FindRoom | Assign | Pin | Release | GiveBackJob | Cancel | Tell
+OnName = Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
+Action = OnJob | OnName
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The site's bounds."""
+
+    configuring_max_s: float = 30.0
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the decision rests on."""
+
+    look: Look
+    places: tuple[Place, ...]
+    hosts: Mapping[str, HostReport]
+    """Those that were heard lately."""
+    begun: Collection[JobKey]
+    """Runs for which the queue has found room; their guests are made, unless they failed."""
+    given_up: Mapping[JobKey, str]
+    """Runs whose guests failed too often, and the last reason; forgotten by a restart, on purpose."""
+    now_s: float
+    limits: Limits = Limits()
+
+    def run_places(self, run: JobKey) -> tuple[Place, ...]:
+        """Return the room of the run's newest attempt; none where a host of it does not answer."""
+        newest = max((place.attempt for place in self.places if place.run == run), default=0)
+        found = tuple(place for place in self.places if (place.run, place.attempt) == (run, newest))
+        return found if all(place.host in self.hosts for place in found) else ()
+
+    def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
+        """Return the names that the run has."""
+        reserved = self.look.reservations.get(reservation_name(run))
+        names = reserved.nodes if reserved else ()
+        return tuple(self.look.nodes[name] for name in names if name in self.look.nodes)
+
+    def carried(self, run: JobKey) -> dict[str, GuestNode]:
+        """Return, by name, what hosts carry of the run."""
+        return {guest.node: guest for host in self.hosts.values() for guest in host.guests if guest.run == run}
+
+
+def plan(world: World) -> tuple[Action, ...]:
+    """Return what is to be done now; nothing where all is as it should be."""
+    actions: list[Action] = []
+    alive = {job.key: job for job in world.look.jobs if job.alive}
+    taken: set[str] = set()
+    for job in world.look.jobs:
+        if job.alive:
+            actions += _living(world, job, taken)
+    actions += _gone(world, alive)
+    actions += _names(world)
+    return tuple(actions)
+
+
+def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
+    """Return what a host shall carry: a guest for each name of a living run that points at it."""
+    found = []
+    for job in world.look.jobs:
+        if not job.alive or job.wish is None:
+            continue
+        nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
+        size = next(iter(world.run_places(job.key)), None)
+        if size is None:
+            continue
+        found += [
+            NodeOrder(
+                node=node.name,
+                host=host,
+                run=job.key,
+                uid=job.job.uid,
+                gid=job.job.gid,
+                user=job.job.user,
+                cpus=size.cpus,
+                memory_bytes=size.memory_bytes,
+                request=job.wish.request,
+                cwd=job.wish.cwd,
+                join=_may_join(job, node),
+            )
+            for node in nodes
+        ]
+    return tuple(found)
+
+
+def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
+    """Return the guests that failed, of runs that have not started: run, host, guest."""
+    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
+    return tuple(
+        (guest.run, host, guest)
+        for host, report in hosts.items()
+        for guest in report.guests
+        if guest.run in waiting and guest.state == "failed"
+    )
+
+
+# -- a run that lives ------------------------------------------------------------------------------------------------
+
+
+def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
+    if job.job.state in {"running", "suspended", "ended"}:
+        return _running(world, job)
+    if job.wish is not None and job.wish.held_by_user and job.reason == "JobHeldUser":
+        return []
+    ready = _ready(world, job)
+    if job.reason != "JobHeldAdmin" and not (job.job.state == "pending" and ready):
+        return [Hold(job.key, "its guests are not there yet")]
+    if why := _refused(job):
+        return [Cancel(job.key, why)]
+    if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
+        return [Cancel(job.key, refusal.reason)]
+    if job.waits_for_others:
+        return [Tell(job.key, "waits for the jobs that it depends on")]
+    if job.started_s is not None and job.started_s > world.now_s and not job.key.restart:
+        return [Tell(job.key, "waits for the time at which its owner lets it begin")]
+    if ready:
+        return [] if job.job.state == "pending" else [Release(job.key, "its guests are there")]
+    return _prepare(world, job, taken)
+
+
+def _refused(job: PoolJob) -> str:
+    """Return why this job can never have guests, or an empty string."""
+    if job.wish is None or not job.wish.request.image:
+        return "it asked for no guest; say --guest=IMAGE --guest-per=node"
+    if not job.memory_bytes:
+        return "nobody said how much memory its guest shall have; say --mem=…"
+    return ""
+
+
+def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
+    nodes, places, carried = world.run_nodes(job.key), world.run_places(job.key), world.carried(job.key)
+    name = reservation_name(job.key)
+    broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
+    if nodes and (broken or not _fits(world, job, nodes, places)):
+        return [*_unpinned(job), Unreserve(name, broken[0].reason if broken else "the job or its hosts have changed")]
+    if nodes:
+        if job.reservation != name:
+            return [Pin(job.key, name, "its names are reserved")]
+        return [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+    if carried:  # of an earlier attempt: a second guest beside it would take room that nobody counted
+        return []
+    if places and (job.key not in world.begun or not _is_room(job, places)):
+        attempts = dict.fromkeys(place.attempt for place in places)
+        return [GiveBackRoom(job.key, attempt, "its guests begin anew") for attempt in attempts]
+    if places:
+        return _assign(world, job, places, taken)
+    if why := world.given_up.get(job.key):
+        return [Tell(job.key, why)]
+    demand = Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes)
+    lost = [place.attempt for place in world.places if place.run == job.key]
+    return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]
+
+
+def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
+    return len(places) == job.nodes and all(_is_size(place, job) for place in places)
+
+
+def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]) -> list[Action]:
+    free = [name for name in _free_names(world) if name not in taken][: len(places)]
+    if len(free) < len(places):
+        return [Tell(job.key, "waits for a node name of the pool to become free")]
+    taken |= set(free)
+    hosts = tuple((name, place.host) for name, place in zip(free, places, strict=True))
+    return [Assign(job.key, job.job.user, hosts, "it has room")]
+
+
+def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequence[Place]) -> bool:
+    """Tell whether the names point at the hosts where the run has room of the right size."""
+    if any(not _is_size(place, job) for place in places) or len(nodes) != job.nodes:
+        return False
+    wanted = sorted(place.host for place in places)
+    pointed = sorted(host for node in nodes for host in world.hosts if _on(world, node, host))
+    return wanted == pointed
+
+
+def _is_size(place: Place, job: PoolJob) -> bool:
+    return place.cpus == job.cpus and place.memory_bytes == job.memory_bytes
+
+
+def _ready(world: World, job: PoolJob) -> bool:
+    nodes, carried = world.run_nodes(job.key), world.carried(job.key)
+    return (
+        len(nodes) == job.nodes
+        and job.reservation == reservation_name(job.key)
+        and _fits(world, job, nodes, world.run_places(job.key))
+        and all(node.joined and not node.closed and not node.busy for node in nodes)
+        and all(node.name in carried and carried[node.name].state == "ready" for node in nodes)
+    )
+
+
+def _running(world: World, job: PoolJob) -> list[Action]:
+    nodes, carried = world.run_nodes(job.key), world.carried(job.key)
+    own = {node.name for node in nodes}
+    if job.job.slurm_state == "CONFIGURING":
+        late = job.started_s is not None and world.now_s - job.started_s > world.limits.configuring_max_s
+        if late or not own.issuperset(job.job.nodes):
+            return [GiveBackJob(job.key, "its nodes do not answer" if late else "it was given another job's node")]
+    actions: list[Action] = []
+    for node in nodes:
+        guest = carried.get(node.name)
+        if guest and guest.state in {"failed", "refused"} and "DOWN" not in node.state:
+            actions.append(Down(node.name, job.key, guest.reason))
+        elif not node.closed and "DOWN" not in node.state:
+            actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
+    return actions
+
+
+def _may_join(job: PoolJob, node: PoolNode) -> bool:
+    """Tell whether slurmd may run under this name: from when the job is pinned to it and the name is open."""
+    return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
+
+
+def _on(world: World, node: PoolNode, host: str) -> bool:
+    report = world.hosts.get(host)
+    return report is not None and (node.address, node.host_name) == (report.address, host)
+
+
+# -- what is left of runs that are gone, and names that rest -----------------------------------------------------------
+
+
+def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
+    actions: list[Action] = []
+    naming: dict[str, list[PoolJob]] = {}
+    for job in world.look.jobs:
+        if job.alive and job.reservation:
+            naming.setdefault(job.reservation, []).append(job)
+    for name in world.look.reservations:
+        if run_of_reservation(name, world.look.cluster) in alive:
+            continue
+        users = [job for job in naming.get(name, ()) if job.job.state in {"held", "pending"}]
+        actions += [Pin(job.key, "", "its earlier run is over") for job in users]
+        if not users:
+            actions.append(Unreserve(name, "its run is over"))
+    return actions + _rooms_of_the_gone(world, alive)
+
+
+def _rooms_of_the_gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
+    """Give back room of runs that are over, and of attempts that were given up when a host fell silent.
+
+    Not before no host of the attempt carries anything of the run.
+    """
+    attempts: dict[tuple[JobKey, int], set[str]] = {}
+    for place in world.places:
+        attempts.setdefault((place.run, place.attempt), set()).add(place.host)
+    newest = dict(sorted(attempts))
+    actions: list[Action] = []
+    for (run, attempt), hosts in attempts.items():
+        over = run not in alive and reservation_name(run) not in world.look.reservations
+        if not (over or attempt < newest[run]) or not hosts <= world.hosts.keys():
+            continue
+        if not any(guest.run == run for host in hosts for guest in world.hosts[host].guests):
+            actions.append(GiveBackRoom(run, attempt, "its run is over" if over else "its guests are elsewhere"))
+    return actions
+
+
+def _unpinned(job: PoolJob) -> list[Action]:
+    return [Pin(job.key, "", "its guests begin anew")] if job.reservation else []
+
+
+def _names(world: World) -> list[Action]:
+    """Return what brings names that nobody uses to rest, closed."""
+    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
+    actions: list[Action] = []
+    for node in world.look.nodes.values():
+        if node.name in reserved:
+            continue
+        if node.resting:
+            if not node.closed:
+                actions.append(Close(node.name, "no guest has this name"))
+        elif not node.parting:
+            actions.append(PowerDown(node.name, "no guest has this name any more"))
+    return actions
+
+
+def _free_names(world: World) -> list[str]:
+    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
+    carried = {guest.node for host in world.hosts.values() for guest in host.guests}
+    return [
+        node.name
+        for node in world.look.nodes.values()
+        if node.resting and node.closed and not node.parting and node.name not in reserved | carried
+    ]

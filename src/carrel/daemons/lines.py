@@ -1,0 +1,137 @@
+"""Runs that wait for room on a host: the queue of ``carrel.core.queue`` over the table of hosts.
+
+The table remembers what was taken; the queue's own memory comes back from it, and from Slurm, after a restart.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+
+from carrel.config import Launches
+from carrel.core import guestnodes as decide
+from carrel.core.queue import Cancel, Hold, Launch, Outcome, Queue, Waiting
+from carrel.hosts.admission import Admission
+from carrel.model.guest import Clone, CloneWish
+from carrel.model.host import Answer, Demand, Here
+from carrel.model.job import JobKey
+from carrel.model.pool import Look, Place, PoolJob, room_name, run_of_room
+
+
+class Lines:
+    """Who waits, who was begun, and who was given up."""
+
+    def __init__(self, admission: Admission, settings: Launches, *, clone: CloneWish) -> None:
+        """Begin with nobody; ``adopt`` finds those of before."""
+        self._admission = admission
+        self._queue = Queue(settings)
+        self._clone = clone
+        self._runs: dict[str, JobKey] = {}
+        """Of those in the queue, by name."""
+        self._attempts: dict[JobKey, int] = {}
+        self._begun: set[JobKey] = set()
+        self._given_up: dict[JobKey, str] = {}
+
+    def begun(self) -> frozenset[JobKey]:
+        """Return the runs that were let through and did not fail since."""
+        return frozenset(self._begun)
+
+    def given_up(self) -> dict[JobKey, str]:
+        return dict(self._given_up)
+
+    def places(self, cluster: str) -> tuple[Place, ...]:
+        """Return what runs have taken. Blocks for a look at the table."""
+        taken = ((place, run_of_room(place.run, cluster)) for place in self._admission.table.places())
+        return tuple(
+            Place(run=of[0], attempt=of[1], host=place.host, cpus=place.cpus, memory_bytes=place.memory_bytes)
+            for place, of in taken
+            if of is not None
+        )
+
+    def adopt(self, look: Look) -> None:
+        """Take over what an earlier controller let through. Blocks for a look at the table."""
+        jobs = {job.key: job for job in look.jobs if job.alive}
+        taken: dict[tuple[JobKey, int], list[str]] = {}
+        for place in self.places(look.cluster):
+            taken.setdefault((place.run, place.attempt), []).append(place.host)
+        for (run, attempt), hosts in sorted(taken.items()):
+            known = str(run) in self._queue or run in self._begun or run in self._given_up
+            if run in jobs and not known:
+                self._queue.adopt(self._waiting(jobs[run]), Here(tuple(hosts)))
+                self._begin(run, attempt)
+
+    def add(self, job: PoolJob, action: decide.FindRoom) -> None:
+        """Let a run stand in line; one that stands there already stays where it is."""
+        if job.key in self._begun:  # what was taken for it is lost, or was of another size
+            self._begun.discard(job.key)
+            self._queue.remove(str(job.key))
+        if str(job.key) not in self._queue:
+            self._runs[str(job.key)] = job.key
+            self._queue.add(self._waiting(job))
+        self._attempts[job.key] = action.attempt
+
+    def launches(self, silent: Collection[str]) -> list[tuple[JobKey, Launch | Cancel]]:
+        """Take room for those whose turn it is. Blocks for transactions, or for a site's placement command."""
+
+        def admit(waiting: Waiting, without: frozenset[str]) -> Answer:
+            name = room_name(self._runs[waiting.key], self._attempts[self._runs[waiting.key]])
+            return self._admission.take(name, waiting.demand, without=without.union(silent))
+
+        found = []
+        for action in self._queue.launches(time.time(), admit):
+            key = action.waiting.key if isinstance(action, Launch) else action.key
+            run = self._runs[key]
+            if isinstance(action, Launch):
+                self._begin(run, self._attempts[run])
+            found.append((run, action))
+        return found
+
+    def waiting(self) -> Iterator[tuple[JobKey, str]]:
+        """Yield those who wait, each with a sentence for its owner."""
+        for key, run in self._runs.items():
+            if why := self._queue.reason(key):
+                yield run, why
+
+    def failed(self, run: JobKey, host: str, why: str) -> None:
+        """Note that a run's guests could not be made; the queue knows whether and when it is tried again."""
+        self._begun.discard(run)
+        action = self._queue.result(str(run), Outcome(result="failed", reason=why, host=host), time.time())
+        if isinstance(action, Hold):
+            self._given_up[run] = action.reason
+
+    def ready(self, run: JobKey) -> None:
+        """Note that a run's guests are there. A second time changes nothing."""
+        self._queue.result(str(run), Outcome(result="ready"), time.time())
+
+    def give_back(self, run: JobKey, attempt: int) -> None:
+        """Give back what an attempt took; absent before is fine. Blocks for a transaction."""
+        self._admission.table.give_back(room_name(run, attempt))
+        if run in self._begun:
+            self._begun.discard(run)
+            self._queue.remove(str(run))
+        self._queue.freed()
+
+    def keep_only(self, alive: Collection[JobKey]) -> None:
+        """Forget the runs that are over."""
+        for key, run in list(self._runs.items()):
+            if run not in alive:
+                self._queue.remove(key)
+                del self._runs[key]
+                self._attempts.pop(run, None)
+        self._begun &= set(alive)
+        self._given_up = {run: why for run, why in self._given_up.items() if run in alive}
+
+    def _begin(self, run: JobKey, attempt: int) -> None:
+        self._runs[str(run)] = run
+        self._attempts[run] = attempt
+        self._begun.add(run)
+
+    def _waiting(self, job: PoolJob) -> Waiting:
+        wish = job.wish.request if job.wish else None
+        asked = (wish.clone if wish else None) or self._clone
+        clone: Clone = "instant" if asked == "auto" else asked
+        return Waiting(
+            key=str(job.key),
+            clone=clone,
+            image=wish.image if wish else "",
+            demand=Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes),
+            since_s=job.key.submit_s,
+        )

@@ -1,0 +1,289 @@
+"""carrelctld's loop for guests that are nodes: look at Slurm, hosts and rooms; decide; act; again.
+
+Whatever is killed, here or elsewhere, the next look finds where things stand. A look that fails decides nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import assert_never
+
+import msgspec
+
+from carrel.config import Config
+from carrel.core import guestnodes as decide
+from carrel.core.guestnodes import Action, Limits, OnJob, OnName, World
+from carrel.core.queue import Cancel, Launch
+from carrel.daemons.lines import Lines
+from carrel.errors import UnreachableError
+from carrel.hosts.admission import Admission
+from carrel.model.guestnode import HostReport, Orders
+from carrel.model.job import JobKey
+from carrel.model.pool import Look, PoolJob, reservation_name
+from carrel.model.report import Event
+from carrel.slurm import hostlist
+from carrel.slurm.pool import SlurmPool
+
+LOOK_PERIOD_S = 0.5
+QUIET_PERIOD_S = 2.0
+"""Between looks while no job waits and no guest is carried."""
+HELD_S = 10.0
+"""So long a host's question waits for an answer that differs from its last one."""
+
+_LOG = logging.getLogger("carrelctld")
+
+
+class Reconciler:
+    """Guests-as-nodes of one cluster."""
+
+    def __init__(self, settings: Config, admission: Admission, *, tell: Callable[[Event], None]) -> None:
+        """Ask nobody yet.
+
+        Args:
+            settings: The site's.
+            admission: The hosts, and what is taken of them.
+            tell: Takes what happened, for ``carrel job show``.
+        """
+        mine = settings.guest_nodes
+        self._settings = mine
+        self._limits = Limits(configuring_max_s=mine.configuring_max_s)
+        self._pool = SlurmPool(settings.slurm, mine.partition)
+        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone)
+        self._tell = tell
+        self._heard: dict[str, tuple[float, HostReport]] = {}
+        self._counted: set[tuple[JobKey, str, float]] = set()
+        self._told: dict[JobKey, str] = {}
+        self._orders: dict[str, Orders] = {}
+        self._changed = asyncio.Condition()
+        self._due = asyncio.Event()
+        self._began_s = time.monotonic()
+
+    # -- hosts ---------------------------------------------------------------------------------------------------
+
+    async def exchange(self, report: HostReport, digest: str) -> Orders:
+        """Take what a host says of itself and return what it shall carry, at once where that has changed since.
+
+        Until Slurm was seen, the answer to a question waits: to tell a host nothing would empty it.
+        """
+        before = self._heard.get(report.host)
+        self._heard[report.host] = (time.monotonic(), report)
+        if before is None or before[1] != report:
+            self._due.set()
+
+        def news() -> bool:
+            return report.host in self._orders and self._orders[report.host].digest != digest
+
+        async with self._changed:
+            try:
+                async with asyncio.timeout(HELD_S):
+                    await self._changed.wait_for(news)
+            except TimeoutError:
+                if report.host not in self._orders:
+                    raise UnreachableError("slurm was not seen yet, so nothing is known of this host") from None
+        self._heard[report.host] = (time.monotonic(), self._heard[report.host][1])
+        return self._orders[report.host]
+
+    def poke(self) -> None:
+        """Something changed: look soon. Returns at once."""
+        self._due.set()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look, decide and act until cancelled."""
+        failures = 0
+        while True:
+            self._due.clear()
+            try:
+                acted, quiet = await self._once()
+                failures = 0
+            except UnreachableError as error:
+                if not failures:
+                    _LOG.warning("guests as nodes: %s", error)
+                failures += 1
+                acted, quiet = False, False
+            except Exception:  # noqa: BLE001  # one odd job must not end the loop
+                _LOG.exception("guests as nodes: a round failed")
+                acted, quiet = False, True
+            if acted:
+                continue  # what a deed did, the next look shows
+            try:
+                async with asyncio.timeout(QUIET_PERIOD_S if quiet else LOOK_PERIOD_S):
+                    await self._due.wait()
+            except TimeoutError:
+                continue
+
+    async def _once(self) -> tuple[bool, bool]:
+        """Return whether anything was done, and whether there is nothing to watch."""
+        look = await self._pool.look()
+        hosts = self._hosts()
+        await asyncio.to_thread(self._lines.adopt, look)
+        self._hear_of_failures(look, hosts)
+        world = await self._world(look, hosts)
+        await self._publish(world)
+        actions = decide.plan(world)
+        if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
+            actions = tuple(action for action in actions if isinstance(action, decide.Hold | decide.Close))
+        jobs = {job.key: job for job in look.jobs}
+        done = [await self._act(action, jobs) for action in actions]
+        if self._all_heard():
+            done.append(await self._launch(hosts, jobs))
+        self._forget(look)
+        return any(done), not any(job.alive for job in look.jobs) and not world.places
+
+    def _hosts(self) -> dict[str, HostReport]:
+        """Return the hosts that were heard lately."""
+        now_s, silent_s = time.monotonic(), self._settings.host_silent_s
+        return {name: report for name, (at_s, report) in self._heard.items() if now_s - at_s < silent_s}
+
+    async def _world(self, look: Look, hosts: Mapping[str, HostReport]) -> World:
+        return World(
+            look=look,
+            places=await asyncio.to_thread(self._lines.places, look.cluster),
+            hosts=hosts,
+            begun=self._lines.begun(),
+            given_up=self._lines.given_up(),
+            now_s=time.time(),
+            limits=self._limits,
+        )
+
+    def _all_heard(self) -> bool:
+        """Tell whether every host could have spoken since this controller began."""
+        names = hostlist.expand(self._settings.hosts)
+        return set(names) <= self._heard.keys() or time.monotonic() - self._began_s > self._settings.host_silent_s
+
+    async def _publish(self, world: World) -> None:
+        """Answer the hosts whose orders have changed."""
+        async with self._changed:
+            for host in world.hosts:
+                orders = decide.orders(world, host)
+                digest = hashlib.sha256(msgspec.json.encode(orders)).hexdigest()[:16]
+                self._orders[host] = Orders(digest=digest, orders=orders)
+            self._changed.notify_all()
+
+    def _hear_of_failures(self, look: Look, hosts: Mapping[str, HostReport]) -> None:
+        """Tell the queue of each attempt that failed, once."""
+        for run, host, guest in decide.failed(look, hosts):
+            if run in self._lines.begun() and (run, guest.node, guest.started_s) not in self._counted:
+                self._lines.failed(run, host, guest.reason)
+            # The others of this attempt end with it: one that fails later is no second failure.
+            carried = (each for report in hosts.values() for each in report.guests if each.run == run)
+            self._counted |= {(run, each.node, each.started_s) for each in carried}
+
+    def _forget(self, look: Look) -> None:
+        alive = {job.key for job in look.jobs if job.alive}
+        self._lines.keep_only(alive)
+        self._told = {run: value for run, value in self._told.items() if run in alive}
+        self._counted = {mark for mark in self._counted if mark[0] in alive}
+
+    # -- deeds ---------------------------------------------------------------------------------------------------
+
+    async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
+        """Do one thing; return whether a look at once would show something new."""
+        if isinstance(action, decide.OnJob):
+            return await self._act_on_job(action, jobs[action.run])
+        await self._act_on_name(action, jobs)
+        return True
+
+    async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
+        job_id = job.key.job_id
+        match action:
+            case decide.Hold():
+                self._complain(action, await self._pool.hold(job_id))
+            case decide.FindRoom():
+                self._lines.add(job, action)
+                return False
+            case decide.Assign():
+                await self._assign(action)
+            case decide.Pin():
+                self._complain(action, await self._pool.pin(job_id, action.reservation))
+            case decide.Release():
+                await self._release(action, job)
+            case decide.GiveBackJob():
+                self._note(job, "job-requeued", action.reason)
+                for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
+                    self._complain(action, await self._pool.node(name, "down", action.reason))
+            case decide.Cancel():
+                await self._cancel(job, action.reason)
+            case decide.Tell():
+                await self._say(job, action.reason)
+                return False
+            case _:
+                assert_never(action)
+        return True
+
+    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
+        pool = self._pool
+        match action:
+            case decide.Open():
+                said = await pool.node(action.node, "resume", action.reason)
+            case decide.Close():
+                said = await pool.node(action.node, "drain", action.reason)
+            case decide.Down():
+                self._note(jobs[action.run], "node-down", f"node {action.node}: {action.reason}")
+                said = await pool.node(action.node, "down", action.reason)
+            case decide.PowerDown():
+                said = await pool.node(action.node, "power_down_force", action.reason)
+            case decide.Unreserve():
+                said = await pool.unreserve(action.reservation)
+            case decide.GiveBackRoom():
+                said = ""
+                await asyncio.to_thread(self._lines.give_back, action.run, action.attempt)
+            case _:
+                assert_never(action)
+        self._complain(action, said)
+
+    async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
+        """Take room for those whose turn it is, and say to the others why they wait."""
+        silent = frozenset(hostlist.expand(self._settings.hosts)) - hosts.keys()
+        found = await asyncio.to_thread(self._lines.launches, silent)
+        for run, action in found:
+            match action:
+                case Launch():
+                    self._note(jobs[run], "guest-placed", f"on {', '.join(action.here.hosts)}")
+                case Cancel():
+                    await self._cancel(jobs[run], action.reason)
+                case _:
+                    assert_never(action)
+        for run, why in self._lines.waiting():
+            await self._say(jobs[run], why)
+        return bool(found)
+
+    async def _cancel(self, job: PoolJob, why: str) -> None:
+        await self._say(job, f"cancelled: {why}", what="job-cancelled")
+        self._complain(why, await self._pool.cancel(job.key.job_id))
+
+    async def _assign(self, action: decide.Assign) -> None:
+        for name, host in action.hosts:
+            report = self._heard[host][1]
+            self._complain(action, await self._pool.assign(name, address=report.address, host_name=host))
+        names = [name for name, _ in action.hosts]
+        self._complain(action, await self._pool.reserve(reservation_name(action.run), action.user, names))
+
+    async def _release(self, action: decide.Release, job: PoolJob) -> None:
+        if action.run.restart:
+            self._complain(action, await self._pool.start_now(action.run.job_id))
+        self._complain(action, await self._pool.release(action.run.job_id))
+        self._lines.ready(action.run)
+        self._note(job, "job-released", action.reason)
+        self._told.pop(action.run, "")
+        await self._pool.tell(action.run.job_id, "")
+
+    async def _say(self, job: PoolJob, text: str, *, what: str = "job-waits") -> None:
+        if self._told.get(job.key) == text:
+            return
+        self._told[job.key] = text
+        self._note(job, what, text)
+        self._complain(text, await self._pool.tell(job.key.job_id, text))
+
+    def _note(self, job: PoolJob, what: str, text: str) -> None:
+        _LOG.info("%s: %s job=%d", what, text, job.key.job_id)
+        self._tell(
+            Event(time_s=time.time(), node="carrelctld", what=what, text=text, job_id=job.key.job_id, uid=job.job.uid)
+        )
+
+    def _complain(self, about: object, said: str) -> None:
+        if said:
+            _LOG.info("%s: %s", about, said)

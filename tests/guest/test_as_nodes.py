@@ -1,0 +1,246 @@
+"""Guests that are Slurm nodes, on hosts that Slurm does not schedule: real Slurm, real guests."""
+
+import json
+import os
+import re
+import signal
+import subprocess  # a slurmd that runs beside the test
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from carrel.hosts.table import HostTable
+from carrel.sandbox.cluster import Sandbox
+from carrel.testing.guests import IMAGE, await_end, job_state, submit, wait_for
+from carrel.testing.leaks import nothing_left, pid_of
+from carrel.testing.sandbox import User
+
+pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
+
+OPTIONS = (f"--guest={IMAGE}", "--guest-per=node", "--mem=320")
+"""A guest of 160 MiB: one of the shapes that a template is there for."""
+CLEAN_TIMEOUT_S = 60.0
+AT_REST = "IDLE+CLOUD+DRAIN+POWERED_DOWN"
+
+
+@pytest.fixture(scope="module")
+def box(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Sandbox]:
+    """One ordinary node, and two hosts for guests; at the end every name is at rest, under the same slurmctld."""
+    made = sandbox_factory(nodes=1, hosts=2, carrel_conf="[placement.launches]\nattempts = 2\nbackoff_s = 0.2\n")
+    controller = made.pid("slurmctld")
+    yield made
+    wait_for(lambda: set(states(made).values()) == {AT_REST}, CLEAN_TIMEOUT_S)
+    assert made.pid("slurmctld") == controller, "slurmctld was restarted"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(box: Sandbox) -> Iterator[None]:
+    """See after each test that guests, reservations and rooms are gone."""
+    yield
+    nothing_left(box, within_s=CLEAN_TIMEOUT_S)
+    wait_for(lambda: not reservations(box), CLEAN_TIMEOUT_S)
+    wait_for(lambda: not rooms(box), CLEAN_TIMEOUT_S)
+
+
+def reservations(box: Sandbox) -> list[str]:
+    said = box.run(["scontrol", "-o", "show", "reservation"]).stdout
+    return re.findall(r"ReservationName=(\S+)", said)
+
+
+def rooms(box: Sandbox) -> int:
+    """Return how many guests have room on a host."""
+    return len(HostTable(box.layout.hosts_table).places())
+
+
+def states(box: Sandbox) -> dict[str, str]:
+    """Return the state of each name of the pool."""
+    lines = box.run(["scontrol", "-o", "-a", "show", "node", ",".join(box.facts().pool)]).stdout.splitlines()
+    words = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+    return {each["NodeName"]: each["State"] for each in words}
+
+
+def of_job(box: Sandbox, job_id: int, form: str) -> str:
+    """Return what ``squeue`` says of a job."""
+    return box.run(["squeue", "-h", "-a", "-t", "all", "-o", form, "-j", str(job_id)]).stdout.strip()
+
+
+def events(box: Sandbox, job_id: int) -> list[str]:
+    """Return what happened to a job, as ``carrel job events`` tells."""
+    lines = box.run(["carrel", "job", "events", str(job_id), "--json"]).stdout.splitlines()
+    return [f"{each['what']}: {each['text']}" for each in map(json.loads, lines)]
+
+
+def await_running(box: Sandbox, job_id: int) -> str:
+    """Return the name of the node that a job runs on, once its script is in its guest."""
+    wait_for(lambda: any(line.startswith("task-entered") for line in events(box, job_id)))
+    return of_job(box, job_id, "%N")
+
+
+def test_a_job_gets_a_guest_that_is_its_own_node_and_both_are_gone_afterwards(box: Sandbox, user: User) -> None:
+    done = box.run(["srun", "-Q", *OPTIONS, "sh", "-c", "hostname; id -un; cat /proc/cmdline"], user=user.name)
+    assert done.returncode == 0, done.stderr
+    name, who, kernel = done.stdout.splitlines()
+    assert name in box.facts().pool
+    assert who == user.name
+    assert "carrel" in kernel, "the task ran on the host"
+
+
+def test_a_batch_script_runs_in_the_guest_too(box: Sandbox, user: User) -> None:
+    script = "#!/bin/sh\nhostname\nsrun hostname\nexit 7\n"
+    job_id, place = submit(box, script, *OPTIONS, user=user)
+    assert await_end(box, job_id) == "FAILED"
+    first, second = (place / "out").read_text().split()
+    assert first == second
+    assert first in box.facts().pool
+
+
+def test_the_tasks_of_one_job_are_in_guests_on_several_hosts(box: Sandbox) -> None:
+    words = ["srun", "-Q", *OPTIONS, "--mem=320", "--nodes=2", "--ntasks=2", "--cpus-per-task=3", "hostname"]
+    done = box.run(words)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 2
+    placed = [path for path in box.dir.glob("log/carreld.h*.log") if "guest-starting" in path.read_text()]
+    assert len(placed) == 2, "three CPUs of four are taken, so the second guest is on the other host"
+
+
+def test_a_job_for_which_there_is_no_room_says_so_and_runs_when_there_is(box: Sandbox, user: User) -> None:
+    first = [submit(box, "#!/bin/sh\nsleep 3\n", *OPTIONS, "--cpus-per-task=4", user=user)[0] for _ in range(2)]
+    wait_for(lambda: rooms(box) == 2)
+    waiting, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, "--cpus-per-task=4", user=user)
+    wait_for(lambda: of_job(box, waiting, "%k").startswith("carrel: no room for 4 CPUs"))
+    assert of_job(box, waiting, "%r") == "JobHeldAdmin"
+    assert [await_end(box, job_id) for job_id in (*first, waiting)] == ["COMPLETED"] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--cpus-per-task=40",), "40 CPUs and 320 MiB fit no host"),
+        (("--guest=nosuch",), "no image 'nosuch'"),
+    ],
+    ids=["larger than any host", "no such image"],
+)
+def test_a_job_that_can_have_no_guest_is_cancelled_with_a_sentence(
+    box: Sandbox, user: User, options: tuple[str, ...], sentence: str
+) -> None:
+    job_id, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, *options, user=user)
+    assert await_end(box, job_id) == "CANCELLED"
+    assert sentence in of_job(box, job_id, "%k")
+    assert any(line.startswith("job-cancelled") and sentence in line for line in events(box, job_id))
+
+
+def test_a_job_whose_guest_fails_each_time_is_held_with_the_reason_after_some_attempts(
+    box: Sandbox, user: User
+) -> None:
+    # A copy of the image that boots takes longer than a second, on whichever host.
+    options = (*OPTIONS, "--guest-clone=full", "--guest-boot-timeout=1")
+    job_id, _ = submit(box, "#!/bin/sh\ntrue\n", *options, user=user)
+    wait_for(lambda: "no guest after 2 attempts; the last: guest not ready after 1 s" in of_job(box, job_id, "%k"))
+    assert of_job(box, job_id, "%r") == "JobHeldAdmin"
+    failed = [line for line in events(box, job_id) if line.startswith("guest-failed")]
+    assert len(failed) == 2
+    box.run(["scancel", str(job_id)])
+
+
+def test_a_job_that_is_cancelled_while_its_guest_is_made_leaves_nothing(box: Sandbox, user: User) -> None:
+    job_id, _ = submit(box, "#!/bin/sh\nsleep 60\n", *OPTIONS, "--guest-clone=full", user=user)
+    wait_for(lambda: pid_of(box, job_id, "qemu") is not None)
+    box.run(["scancel", str(job_id)])
+    assert await_end(box, job_id) == "CANCELLED"
+
+
+def test_a_job_whose_guest_dies_is_seen_as_a_node_failure_and_runs_again_in_another(box: Sandbox, user: User) -> None:
+    script = '#!/bin/sh\n[ "$SLURM_RESTART_COUNT" ] || sleep 60\n'
+    job_id, _ = submit(box, script, *OPTIONS, "--requeue", user=user)
+    first = await_running(box, job_id)
+    qemu = pid_of(box, job_id, "qemu")
+    assert qemu
+    qemu.kill(signal.SIGKILL)
+    assert await_end(box, job_id) == "COMPLETED"
+    told = events(box, job_id)
+    assert f"node-down: node {first}: its guest is gone: qemu was killed by signal 9" in told
+    assert sum(line.startswith("guest-ready") for line in told) == 2
+
+
+def test_a_guest_that_its_owner_ends_ends_the_job_and_is_not_begun_again(box: Sandbox, user: User) -> None:
+    options = (*OPTIONS, "--guest-root", "--requeue")
+    job_id, place = submit(box, "#!/bin/sh\necho o > /proc/sysrq-trigger\nsleep 60\n", *options, user=user)
+    assert await_end(box, job_id) == "FAILED"
+    assert "the guest is gone" in (place / "out").read_text()
+    assert sum(line.startswith("guest-ready") for line in events(box, job_id)) == 1
+
+
+def test_neither_release_nor_change_takes_a_waiting_job_past_what_was_admitted(box: Sandbox, user: User) -> None:
+    box.kill("carrelctld")  # so that it waits, and nobody but job_submit.lua watches
+    try:
+        job_id, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, user=user)
+        for change in ("Priority=1", "NumCPUs=4", "MinMemoryNode=4000", "Partition=main", "NumNodes=2", "Features=x"):
+            done = box.run(["scontrol", "update", f"JobId={job_id}", change], user=user.name)
+            assert done.returncode != 0, change
+        assert box.run(["scontrol", "release", str(job_id)], user=user.name).returncode != 0
+        assert of_job(box, job_id, "%C %D %P %r") == "1 1 guests JobHeldUser"
+    finally:
+        box.start("carrelctld")
+    assert await_end(box, job_id) == "COMPLETED"
+
+
+def test_nobody_else_gets_onto_a_guest_that_was_made_for_a_job(box: Sandbox, user: User) -> None:
+    job_id, _ = submit(box, "#!/bin/sh\nsleep 15\n", *OPTIONS, user=user)
+    name = await_running(box, job_id)
+    (reservation,) = reservations(box)
+    box.run(["scontrol", "create", "PartitionName=all", "Nodes=ALL"])  # as careless sites have it
+    try:
+        refused = box.run(["srun", "-pall", f"--reservation={reservation}", "--mem=10", "true"])
+        assert "Access denied to requested reservation" in refused.stderr
+        # Another user's, and the owner's own: whatever Slurm makes of them, nothing runs on the host, or in the guest.
+        for who, more in ((None, ()), (user.name, (f"--reservation={reservation}",))):
+            words = ["sbatch", "--parsable", "-pall", "-w", name, *more, "--mem=10", "-D/tmp", "--wrap=touch /tmp/x"]
+            other = int(box.run([*words, "-o/dev/null"], user=who).stdout)
+            wait_for(lambda other=other: job_state(box, other) in {"PENDING", "FAILED"})  # type: ignore[misc]
+            box.run(["scancel", str(other)])
+            assert job_state(box, other) in {"CANCELLED", "FAILED"}
+    finally:
+        box.run(["scancel", str(job_id)])
+        await_end(box, job_id)
+        box.run(["scontrol", "delete", "PartitionName=all"])
+
+
+def test_a_slurmd_that_registers_late_under_a_name_at_rest_gets_no_job(box: Sandbox, user: User) -> None:
+    name = box.facts().pool[-1]
+    wait_for(lambda: states(box)[name] == AT_REST)
+    with slurmd(box, name):
+        wait_for(lambda: "POWER" in states(box)[name] and states(box)[name] != AT_REST)
+        job_id, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, user=user)
+        assert await_end(box, job_id) == "COMPLETED"
+        assert of_job(box, job_id, "%N") != name
+
+
+@contextmanager
+def slurmd(box: Sandbox, name: str) -> Iterator[None]:
+    """Have a slurmd that nobody asked for."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    child = subprocess.Popen(["slurmd", "-D", "-N", name], env={**os.environ, **box.env, "PATH": path})
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("victim", ["carrelctld", "carreld", "slurmd"])
+def test_whatever_is_killed_while_jobs_come_and_go_all_of_them_end_and_none_has_two_guests(
+    box: Sandbox, user: User, victim: str
+) -> None:
+    jobs = [submit(box, "#!/bin/sh\nsleep 1\n", *OPTIONS, user=user)[0] for _ in range(4)]
+    for _ in range(6):
+        if victim == "slurmd":
+            for note in box.dir.glob("nodes/*/slurmd"):
+                with suppress(OSError, IndexError):
+                    os.kill(int(note.read_text().split()[0]), signal.SIGKILL)
+        else:
+            for name in [f"carreld@{host}" for host in box.facts().hosts] if victim == "carreld" else [victim]:
+                box.restart(name, signal.SIGKILL)
+        living = [path.name.rpartition(".")[0] for path in box.dir.glob("nodes/h*/guests/*")]
+        assert len(living) == len(set(living)), f"two guests of one run: {living}"
+    assert {await_end(box, job_id) for job_id in jobs} == {"COMPLETED"}

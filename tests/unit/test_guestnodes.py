@@ -1,0 +1,305 @@
+"""The rows of the table in ``carrel.core.guestnodes``, each by itself."""
+
+import msgspec
+import pytest
+
+from carrel.core import guestnodes as decide
+from carrel.core.guestnodes import Limits, World
+from carrel.model.guest import GuestRequest
+from carrel.model.guestnode import GuestNode, GuestNodeState, HostReport
+from carrel.model.host import Demand
+from carrel.model.job import Job, JobKey
+from carrel.model.pool import Look, Place, PoolJob, PoolNode, Reservation, Wish, reservation_name
+
+MIB = 2**20
+RUN = JobKey(cluster="k", job_id=7, submit_s=100)
+NEXT_RUN = JobKey(cluster="k", job_id=7, submit_s=103, restart=1)
+NOW_S = 1000.0
+RESTING = "IDLE+CLOUD+DRAIN+POWERED_DOWN"
+WISH = Wish(request=GuestRequest(image="debian12", per="node"), cwd="/home/ada")
+
+
+def job(state: str = "PENDING", *, key: JobKey = RUN, reason: str = "JobHeldAdmin", **more: object) -> PoolJob:
+    """Return a job of one CPU and 320 MiB that we hold, unless told otherwise."""
+    words = {"PENDING": "held" if "Held" in reason else "pending", "RUNNING": "running", "CONFIGURING": "running"}
+    nodes = more.pop("on", ())
+    known = Job(key=key, state=words.get(state, "ended"), slurm_state=state, user="ada", uid=7, gid=8, nodes=nodes)  # type: ignore[arg-type]
+    found = PoolJob(job=known, nodes=1, cpus=1, memory_bytes=320 * MIB, reason=reason, wish=WISH)
+    return msgspec.structs.replace(found, **more)
+
+
+def place(host: str = "h1", *, run: JobKey = RUN, attempt: int = 0, cpus: int = 1) -> Place:
+    return Place(run=run, attempt=attempt, host=host, cpus=cpus, memory_bytes=320 * MIB)
+
+
+def node(name: str, state: str = RESTING, *, on: str = "") -> PoolNode:
+    return PoolNode(
+        name=name, state=frozenset(state.split("+")), address=f"10.0.0.{on[1:]}" if on else name, host_name=on
+    )
+
+
+def guest(name: str = "v1", state: GuestNodeState = "ready", *, run: JobKey = RUN, reason: str = "") -> GuestNode:
+    return GuestNode(node=name, run=run, state=state, joined=True, reason=reason)
+
+
+def world(
+    *jobs: PoolJob,
+    nodes: tuple[PoolNode, ...] = (),
+    places: tuple[Place, ...] = (),
+    reserved: dict[JobKey, tuple[str, ...]] | None = None,
+    guests: dict[str, tuple[GuestNode, ...]] | None = None,
+    begun: tuple[JobKey, ...] | None = None,
+    given_up: dict[JobKey, str] | None = None,
+) -> World:
+    """Return a world with names v1 to v3 at rest and hosts h1 and h2, but for what is told otherwise."""
+    known = {name: node(name) for name in ("v1", "v2", "v3")} | {each.name: each for each in nodes}
+    carried = {"h1": (), "h2": ()} | (guests or {})
+    names = [(reservation_name(run), its) for run, its in (reserved or {}).items()]
+    return World(
+        look=Look(
+            cluster="k",
+            jobs=jobs,
+            nodes=known,
+            reservations={name: Reservation(name=name, nodes=its, users="ada") for name, its in names},
+        ),
+        places=places,
+        hosts={name: HostReport(host=name, address=f"10.0.0.{name[1:]}", guests=its) for name, its in carried.items()},
+        begun=begun if begun is not None else {place.run for place in places},
+        given_up=given_up or {},
+        now_s=NOW_S,
+        limits=Limits(configuring_max_s=30.0),
+    )
+
+
+def kinds(of: World) -> list[str]:
+    return [type(action).__name__ for action in decide.plan(of)]
+
+
+PINNED = job(reservation=reservation_name(RUN))
+OPEN = node("v1", "IDLE+CLOUD", on="h1")
+
+
+def ready(**more: object) -> World:
+    """Return a world in which a held job has all that it needs."""
+    words = {"nodes": (OPEN,), "places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
+    return world(PINNED, **(words | more))  # type: ignore[arg-type]
+
+
+# -- before a run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_its_owner_could_release_is_held_by_us() -> None:
+    assert kinds(world(job(reason="JobHeldUser"))) == ["Hold"]
+
+
+def test_a_job_that_was_released_before_its_guests_are_there_is_held_again() -> None:
+    assert kinds(world(job(reason="Priority"))) == ["Hold"]
+
+
+def test_a_job_that_its_owner_wants_held_waits_for_its_owner() -> None:
+    wish = msgspec.structs.replace(WISH, held_by_user=True)
+    assert kinds(world(job(reason="JobHeldUser", wish=wish))) == []
+    assert kinds(world(job(reason="None", wish=wish))) == ["Hold"]
+
+
+def test_a_held_job_looks_for_room_for_all_of_its_guests() -> None:
+    (action,) = decide.plan(world(job(nodes=2)))
+    assert action == decide.FindRoom(RUN, Demand(cpus=1, memory_bytes=320 * MIB, count=2), 0, "it waits for guests")
+
+
+def test_a_job_that_depends_on_others_takes_no_room() -> None:
+    assert kinds(world(job(waits_for_others=True))) == ["Tell"]
+
+
+def test_a_job_that_begins_later_takes_no_room_but_a_requeued_one_does_not_wait() -> None:
+    assert kinds(world(job(started_s=NOW_S + 60))) == ["Tell"]
+    assert kinds(world(job(key=NEXT_RUN, started_s=NOW_S + 60))) == ["FindRoom"]
+
+
+def test_a_job_that_came_past_the_submit_script_is_cancelled_and_never_runs_bare() -> None:
+    (action,) = decide.plan(world(job(wish=None)))
+    assert isinstance(action, decide.Cancel)
+    assert "--guest=IMAGE" in action.reason
+
+
+def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
+    other = JobKey(cluster="k", job_id=8, submit_s=100)
+    jobs = (job(nodes=2), job(key=other))
+    places = (place("h1"), place("h2"), place("h1", run=other))
+    first, second = decide.plan(world(*jobs, places=places))
+    assert isinstance(first, decide.Assign)
+    assert isinstance(second, decide.Assign)
+    assert first.hosts == (("v1", "h1"), ("v2", "h2"))
+    assert second.hosts == (("v3", "h1"),)
+
+
+@pytest.mark.parametrize("state", ["IDLE+CLOUD+POWERING_DOWN", "IDLE+CLOUD+POWERED_DOWN", "DOWN+CLOUD"])
+def test_a_name_that_is_not_at_rest_and_closed_is_not_assigned(state: str) -> None:
+    names = tuple(node(name, state) for name in ("v1", "v2", "v3"))
+    assert "Assign" not in kinds(world(job(), nodes=names, places=(place(),)))
+
+
+def test_a_name_under_which_a_host_still_carries_a_guest_is_not_assigned() -> None:
+    left = guest("v1", run=JobKey(cluster="k", job_id=3, submit_s=1))
+    (action,) = decide.plan(world(job(), places=(place(),), guests={"h2": (left,)}))
+    assert isinstance(action, decide.Assign)
+    assert action.hosts == (("v2", "h1"),)
+
+
+def test_no_second_guest_is_begun_while_a_host_carries_one_of_an_earlier_attempt() -> None:
+    assert kinds(world(job(), places=(place(),), guests={"h1": (guest("v9", "failed"),)})) == []
+
+
+def test_reserved_names_are_pinned_then_opened_and_only_then_joined() -> None:
+    pointed = node("v1", on="h1")
+    reserved = world(job(), nodes=(pointed,), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(reserved) == ["Pin"]
+    assert [order.join for order in decide.orders(reserved, "h1")] == [False]
+    pinned = world(PINNED, nodes=(pointed,), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(pinned) == ["Open"]
+    opened = msgspec.structs.replace(pointed, state=frozenset({"IDLE", "CLOUD", "POWERED_DOWN"}))
+    joining = world(PINNED, nodes=(opened,), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(joining) == []
+    assert [order.join for order in decide.orders(joining, "h1")] == [True]
+    assert decide.orders(joining, "h2") == ()
+
+
+def test_a_job_is_released_when_every_guest_is_ready_and_every_slurmd_has_registered() -> None:
+    assert kinds(ready()) == ["Release"]
+    assert kinds(ready(guests={"h1": (guest(state="starting"),)})) == []
+    assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN+NOT_RESPONDING", on="h1"),))) == []
+
+
+def test_a_released_job_that_waits_for_the_scheduler_is_left_alone() -> None:
+    waiting = job(reason="None", reservation=reservation_name(RUN))
+    found = world(waiting, nodes=(OPEN,), places=(place(),), reserved={RUN: ("v1",)}, guests={"h1": (guest(),)})
+    assert kinds(found) == []
+
+
+def test_what_its_owner_enlarged_is_not_released_but_begins_anew() -> None:
+    larger = msgspec.structs.replace(PINNED, cpus=4)
+    found = world(larger, nodes=(OPEN,), places=(place(),), reserved={RUN: ("v1",)}, guests={"h1": (guest(),)})
+    assert kinds(found) == ["Pin", "Unreserve"]
+
+
+def test_room_of_another_size_is_given_back_first() -> None:
+    assert kinds(world(job(cpus=4), places=(place(),))) == ["GiveBackRoom"]
+
+
+def test_a_guest_that_failed_gives_its_names_back() -> None:
+    assert kinds(ready(guests={"h1": (guest(state="failed", reason="no"),)})) == ["Pin", "Unreserve"]
+
+
+def test_room_of_an_attempt_that_failed_is_given_back_so_that_the_queue_may_choose_again() -> None:
+    assert kinds(world(job(), places=(place(),), begun=())) == ["GiveBackRoom"]
+
+
+def test_a_job_that_the_queue_has_given_up_stays_held_with_the_last_reason() -> None:
+    (action,) = decide.plan(world(job(), given_up={RUN: "no guest after 5 attempts; the last: disk full"}))
+    assert action == decide.Tell(RUN, "no guest after 5 attempts; the last: disk full")
+
+
+def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
+    (action,) = decide.plan(ready(guests={"h1": (guest(state="refused", reason="no image 'x'"),)}))
+    assert action == decide.Cancel(RUN, "no image 'x'")
+
+
+# -- while it runs ---------------------------------------------------------------------------------------------------
+
+
+RUNNING = job("RUNNING", reason="None", on=("v1",), reservation=reservation_name(RUN))
+
+
+def running(state: str, *guests: GuestNode) -> World:
+    return world(
+        RUNNING,
+        nodes=(node("v1", state, on="h1"),),
+        places=(place(),),
+        reserved={RUN: ("v1",)},
+        guests={"h1": guests},
+    )
+
+
+def test_a_name_is_closed_as_soon_as_its_job_runs() -> None:
+    assert kinds(running("MIXED+CLOUD", guest())) == ["Close"]
+    assert kinds(running("MIXED+CLOUD+DRAIN", guest())) == []
+
+
+def test_slurm_is_told_of_a_guest_that_died() -> None:
+    (action,) = decide.plan(running("MIXED+CLOUD+DRAIN", guest(state="failed", reason="killed")))
+    assert action == decide.Down("v1", RUN, "killed")
+
+
+def test_a_guest_that_its_owner_shut_down_is_no_node_that_is_down() -> None:
+    assert kinds(running("MIXED+CLOUD+DRAIN", guest(state="ended"))) == []
+
+
+def test_a_guest_stays_until_slurm_is_done_with_its_node() -> None:
+    completing = msgspec.structs.replace(
+        running("IDLE+CLOUD+COMPLETING+DRAIN", guest()).look.jobs[0],
+        job=msgspec.structs.replace(RUNNING.job, state="ended", slurm_state="COMPLETING"),
+    )
+    found = running("IDLE+CLOUD+COMPLETING+DRAIN", guest())
+    found = msgspec.structs.replace(found, look=msgspec.structs.replace(found.look, jobs=(completing,)))
+    assert kinds(found) == []
+    assert len(decide.orders(found, "h1")) == 1
+
+
+@pytest.mark.parametrize(("began_s", "expected"), [(NOW_S - 31, ["GiveBackJob"]), (NOW_S - 29, ["Close"])])
+def test_no_job_is_configuring_beyond_the_bound(began_s: float, expected: list[str]) -> None:
+    late = job("CONFIGURING", reason="None", on=("v1",), started_s=began_s)
+    found = world(late, nodes=(node("v1", "MIXED+CLOUD", on="h1"),), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(found) == expected
+
+
+def test_a_job_that_landed_on_another_name_is_given_back_at_once() -> None:
+    stray = job("CONFIGURING", reason="None", on=("v2",), started_s=NOW_S)
+    assert "GiveBackJob" in kinds(world(stray, nodes=(node("v2", "MIXED+CLOUD+POWERING_UP"),)))
+
+
+# -- afterwards ------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_run_that_is_over_the_reservation_goes_first_and_the_host_is_told_nothing_of_it() -> None:
+    found = world(
+        nodes=(node("v1", "IDLE+CLOUD+DRAIN", on="h1"),),
+        places=(place(),),
+        reserved={RUN: ("v1",)},
+        guests={"h1": (guest(),)},
+    )
+    assert kinds(found) == ["Unreserve"]
+    assert decide.orders(found, "h1") == ()
+
+
+def test_a_requeued_job_is_unpinned_before_its_old_reservation_goes() -> None:
+    again = job(key=NEXT_RUN, reservation=reservation_name(RUN), waits_for_others=True)
+    found = world(again, nodes=(node("v1", "IDLE+CLOUD", on="h1"),), reserved={RUN: ("v1",)})
+    assert kinds(found) == ["Tell", "Pin"]
+
+
+def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+DRAIN"),))) == ["PowerDown"]
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+POWERING_DOWN"),))) == []
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN"),))) == ["Close"]
+    assert kinds(world()) == []
+
+
+def test_room_is_given_back_only_when_its_host_says_that_nothing_is_left() -> None:
+    assert kinds(world(places=(place(),), guests={"h1": (guest(),)})) == []
+    assert kinds(world(places=(place(),))) == ["GiveBackRoom"]
+
+
+def test_room_on_a_host_that_is_silent_is_kept_and_the_guest_begins_elsewhere() -> None:
+    lost = place("h3")
+    assert kinds(world(places=(lost,))) == []
+    (action,) = decide.plan(world(job(), places=(lost,)))
+    assert isinstance(action, decide.FindRoom)
+    assert action.attempt == 1
+
+
+def test_room_of_an_attempt_that_was_given_up_is_given_back_when_its_host_speaks_and_has_nothing() -> None:
+    places = (place("h1"), place("h2", attempt=1))
+    assert kinds(world(job(), places=places, guests={"h1": (guest("v3"),)})) == []
+    waiting = world(job(), places=places)
+    assert [type(action) for action in decide.plan(waiting)] == [decide.Assign, decide.GiveBackRoom]
+    assert decide.plan(waiting)[1] == decide.GiveBackRoom(RUN, 0, "its guests are elsewhere")
