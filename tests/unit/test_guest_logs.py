@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from carrel.config import GuestLogs as Settings
-from carrel.daemons.guestlogs import GuestLogs, LogOf
+from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
 from carrel.errors import CarrelError
 from carrel.testing import DriverContract
 
@@ -103,6 +103,23 @@ def test_old_logs_go_and_young_ones_stay(logs: GuestLogs) -> None:
 def test_a_guest_names_its_log() -> None:
     spec = DriverContract().spec("4711.1.0")
     assert LogOf.guest_of(spec) == LogOf(user="contract", uid=spec.uid, run="4711.1731000000.0", guest="4711.1.0")
+
+
+def test_a_log_that_cannot_be_written_costs_no_guest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    log = GuestLog(GuestLogs(Settings(dir=str(tmp_path / "file" / "below"))), OF)
+    log.say("hello")
+    log.mark("clone_start")
+    log.keep("console", tmp_path / "file")
+    assert [record.message[:34] for record in caplog.records] == ["a log of guest vm1 is not written:"] * 3
+
+
+def test_a_guests_log_is_the_same_for_each_that_follows_it(logs: GuestLogs) -> None:
+    for now_s in (1.0, 2.0):
+        log = GuestLog(logs, OF)
+        log.mark("registered", now_s=now_s)
+        log.mark("registered", now_s=now_s + 10)
+    assert logs.timings(OF) == {"registered": 1.0}
 
 
 _WRITER = """

@@ -7,19 +7,20 @@
                                    <guest>.slurmd.log     the end of its slurmd's log
                                    <guest>.console.log    the end of its console
 
-For those who wire guests that are nodes: ``say`` whenever something is tried or fails, ``mark`` when a phase is seen
-(also again: the first one counts), ``keep`` before the guest is destroyed, ``prune`` now and then. Each may be called
-by any number of processes, and killed anywhere: a file is only ever appended to, or appears whole by rename. Nothing is
-decided from these files; deleting them changes nothing.
+Whoever follows such a guest holds a ``GuestLog``: ``say`` whenever something is tried or fails, ``mark`` when a phase
+is seen (also again: the first one counts), ``keep`` before the guest is destroyed; and has ``GuestLogs.prune`` run now
+and then. Each may be called by any number of processes, and killed anywhere: a file is only ever appended to, or
+appears whole by rename. Nothing is decided from these files; deleting them changes nothing.
 
 Directories belong to the daemon, files to the job's user, who may read them and nothing else.
 """
 
 import contextlib
+import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, Self, get_args
@@ -39,6 +40,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 TEXT_MAX = 2000
 """Letters of one sentence: parts of it may be a job's name, or what a hypervisor said."""
 
+_LOG = logging.getLogger(__name__)
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@$-]{0,200}")
 _TIMING = re.compile(r"(\w+) (\d+\.\d{3})")
 _TRIES = 3
@@ -132,6 +134,33 @@ class GuestLogs:
                     os.fchown(descriptor, of.uid, -1)
                 return os.fdopen(descriptor, "wb")
         raise CarrelError(f"{path}: removed each time that it was made; is something else pruning {self._root}?")
+
+
+class GuestLog:
+    """The logs of one guest, for a daemon that follows it: what cannot be written costs no guest."""
+
+    def __init__(self, logs: GuestLogs, of: LogOf) -> None:
+        self._logs = logs
+        self._of = of
+        self._marked: set[Phase] = set()
+
+    def say(self, sentence: str) -> None:
+        self._try(lambda: self._logs.say(self._of, sentence))
+
+    def mark(self, phase: Phase, *, now_s: float | None = None) -> None:
+        """Note a phase; cheap where it was noted before."""
+        if phase not in self._marked:
+            self._marked.add(phase)
+            self._try(lambda: self._logs.mark(self._of, phase, now_s=now_s))
+
+    def keep(self, what: Tail, source: Path) -> None:
+        self._try(lambda: self._logs.keep(self._of, what, source))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, CarrelError) as error:
+            _LOG.warning("a log of guest %s is not written: %s", self._of.guest, error)
 
 
 def _end_of(file: BinaryIO, limit: int) -> bytes:
