@@ -59,6 +59,10 @@ port_group = "DC0_DVPG0"
 inherit = ["static"]
 user_data = "{script}"
 
+[doubtful]
+inherit = ["static"]
+trusted = false
+
 [cloud]
 inherit = ["static"]
 customise = "cloud-init"
@@ -291,6 +295,21 @@ def test_what_a_template_names_and_vcenter_has_not_is_named(
 ) -> None:
     with pytest.raises(error, match=sentence):
         asked(section)
+    assert not lossy.bodies("CloneVM_Task")
+
+
+@pytest.mark.parametrize(
+    ("section", "root", "sentence"),
+    [
+        ("static", True, r"--guest-root: root in a guest that is a node could read the munge key"),
+        ("doubtful", False, r"users cannot become root in guests of doubtful; .*write trusted = true"),
+    ],
+)
+def test_what_holds_the_munge_key_is_cloned_for_nobody_who_could_read_it(
+    asked: Callable[..., Any], lossy: LossyVcenter, section: str, *, root: bool, sentence: str
+) -> None:
+    with pytest.raises(RefusedError, match=sentence):
+        asked(section, root=root)
     assert not lossy.bodies("CloneVM_Task")
 
 

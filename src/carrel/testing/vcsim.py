@@ -40,6 +40,7 @@ TEMPLATES = f"""
 [base]
 template = "{SOURCE}"
 cluster = "DC0_C0"
+trusted = true
 datastore = "LocalDS_0"
 port_group = "VM Network"
 domain = "example.org"

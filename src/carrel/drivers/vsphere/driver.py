@@ -19,6 +19,7 @@ from pyVmomi import vim, vmodl
 
 from carrel import config
 from carrel.core import templates
+from carrel.core.keys import ImageTrust, refuse_key
 from carrel.drivers.vsphere import places as inventory
 from carrel.drivers.vsphere import record
 from carrel.drivers.vsphere.hosts import read as inventory_of_hosts
@@ -27,7 +28,7 @@ from carrel.drivers.vsphere.places import Source
 from carrel.drivers.vsphere.settings import Settings, refuse_incomplete
 from carrel.drivers.vsphere.vcenter import GoneError, Seen, Vcenter
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
-from carrel.model.guest import Counters, Entry, Guest, GuestSpec, IsNode
+from carrel.model.guest import Counters, Entry, Guest, GuestRequest, GuestSpec, IsNode
 from carrel.model.host import Host
 from carrel.model.template import GuestTemplate
 from carrel.ports import DriverContext
@@ -217,9 +218,17 @@ class VsphereDriver:
             ) from error
 
     def _template(self, spec: GuestSpec) -> GuestTemplate:
+        """Return how the guest is made.
+
+        Raises:
+            RefusedError: it cannot be, or may not: what is cloned has the munge key in it, as its slurmd runs inside.
+        """
         template = templates.for_guest(self._templates().section(spec.image_name), host=spec.node)
         where = f"{self._settings.template_file}: {spec.image_name}"
         templates.refuse_incomplete(template, where=where)
+        # The template file is the site's own, and so is the script that it may name.
+        trust = ImageTrust(name=spec.image_name, from_site=True, trusted=template.trusted)
+        refuse_key(GuestRequest(image=spec.image_name, root=spec.root), trust, slurmd="guest")
         if not template.dhcp and not (spec.address or template.address):
             raise RefusedError(f"{where} has dhcp = false, and guest {spec.name} was given no address")
         return template
