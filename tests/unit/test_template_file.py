@@ -43,6 +43,20 @@ cpu_reservation = 4000
 """
 
 
+SHARED = """
+[s]
+template = "t"
+dhcp = false
+netmask = "255.0.0.0"
+[guests."a{1:2}"]
+inherit = ["s"]
+address = "10.0.0.{1:2}"
+[guests.b]
+inherit = ["s"]
+address = "10.0.0.2"
+"""
+
+
 def parse(text: str) -> templates.TemplateFile:
     return templates.parse(text, where="t.toml")
 
@@ -124,7 +138,15 @@ def test_the_chosen_host_stands_in_for_its_placeholder_and_for_the_sections_own(
             r"address has 2 values for 3 guests, and each needs its own",
         ),
         ("[guests.'vm_1']\ntemplate='t'\n", r"'vm_1' is no host name"),
-        ("[guests.a1]\ntemplate='t'\n[guests.'a{1:1}']\ntemplate='t'\n", r"guest a1 is there twice"),
+        ("[guests.'a{1:2}']\ntemplate='t'\n[guests.a2]\ntemplate='t'\n", r"guest a2 is there twice"),
+        (
+            SHARED,
+            r"address 10\.0\.0\.2 is there twice",
+        ),
+        ("[guests.'a{1:3}']\ntemplate='t'\nhost_name='n{1:2}'\n", r"host_name has 2 values for 3 guests"),
+        ("[a]\ngateway = 'door'\n", r"gateway = 'door' is no address"),
+        ("[a]\ndns = ['10.0.0.1', 'name']\n", r"dns = 'name' is no address"),
+        ("[a]\nhost = 'h{0:65536}'\n", r"by at most 65536 values"),
         ("[guests.a]\n", r"guests\.\"a\": no template; name the VM"),
         ("[guests.a]\ntemplate='t'\naddress='10.0.0.1'\n", r"exclude each other; write dhcp = false"),
         ("[guests.a]\ntemplate='t'\ndhcp=false\n", r"dhcp = false and no netmask"),
@@ -149,3 +171,47 @@ def test_every_key_has_its_row_in_the_reference_and_the_reference_has_no_other()
     rows = [line.split("|")[1] for line in page.partition("## Keys")[2].partition("\n\nNot here")[0].splitlines()[2:]]
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert named == {"inherit", *(field.name for field in msgspec.structs.fields(GuestTemplate))}
+
+
+KEPT = (
+    *("template", "datacenter", "cluster", "host", "resource_pool", "datastore", "port_group", "netmask", "gateway"),
+    *("domain", "dns", "latency", "cpu_reservation", "memory_reservation", "cpu_shares", "memory_shares", "vgpu"),
+    *("sriov_port_group", "pvrdma_port_group"),
+)
+ELSEWHERE = (
+    *("cpu", "memory", "vm_folder", "linked", "instant", "is_dhcp", "ip", "guest_hostname", "device", "pf", "power"),
+    *("guest_username", "guest_password", "script", "sequence", "barrier"),
+)
+
+
+def test_most_keys_of_cluster_config_are_the_same_here() -> None:
+    assert set(KEPT) <= {field.name for field in msgspec.structs.fields(GuestTemplate)}
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_the_others_of_its_keys_are_told_what_there_is_instead(key: str) -> None:
+    with pytest.raises(CarrelError, match=rf"unknown key a\.{key} \((?!did you mean)"):
+        parse(f"[a]\n{key} = 'x'\n")
+
+
+def test_host_names_may_be_ranges_and_each_guest_gets_its_own() -> None:
+    found = parse("[guests.'a{1:2}']\ntemplate = 't'\nhost_name = 'n{09:10}'\n").guests
+    assert [one.template.host_name for one in found] == ["n09", "n10"]
+
+
+def test_a_range_may_have_so_many_values_and_not_one_more() -> None:
+    assert len(templates.expand("h{1:65536}")) == templates.COUNT_MAX
+
+
+def test_one_guest_of_a_section_takes_the_first_of_each_range() -> None:
+    made = templates.for_guest(GuestTemplate(host="h{{1:2}}", datastore="d{1:2}"))
+    assert (made.host, made.datastore) == ("h1", "d1")
+
+
+def test_a_device_is_named_by_vendor_and_kind() -> None:
+    assert parse('[a]\ndevices = ["10de:20B5"]\n').section("a").devices == ("10de:20B5",)
+
+
+def test_a_file_without_sections_says_so() -> None:
+    with pytest.raises(NotFoundError, match=r"known: none$"):
+        parse("").section("a")

@@ -133,9 +133,8 @@ def expand(text: str) -> tuple[str, ...]:
     first, last = [group for group in found[0].groups() if group is not None]
     if not 0 <= int(last) - int(first) < COUNT_MAX:
         raise ValueError(f"{text!r}: a range goes up, by at most {COUNT_MAX} values")
-    width = len(first) if first.startswith("0") else 0
     before, after = text[: found[0].start()], text[found[0].end() :]
-    return tuple(f"{before}{number:0{width}}{after}" for number in range(int(first), int(last) + 1))
+    return tuple(f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1))
 
 
 def nth(text: str, index: int, count: int) -> str:
@@ -147,8 +146,7 @@ def nth(text: str, index: int, count: int) -> str:
     ['esx-1', 'esx-1', 'esx-2', 'esx-2']
     """
     values = expand(text)
-    in_blocks = "{{" in text and len(values) < count
-    return values[index * len(values) // count if in_blocks else index % len(values)]
+    return values[index * len(values) // count if "{{" in text else index % len(values)]
 
 
 def for_guest(template: GuestTemplate, *, index: int = 0, count: int = 1, host: str = "") -> GuestTemplate:
@@ -289,5 +287,5 @@ def _table(value: Any, *, where: str, name: str) -> dict[str, Any]:
 
 
 def _near(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word, list(known))
     return f" (did you mean {near[0]}?)" if near else ""
