@@ -158,6 +158,15 @@ class Launches(Section, frozen=True):
     """A job that has waited for so long is not passed by others any more, if room comes as guests end."""
 
 
+class Addresses(Section, frozen=True):
+    """Addresses for guests that are Slurm nodes; without any, their network gives them one."""
+
+    static: tuple[str, ...] = ()
+    """Ranges that are Carrel's alone: ``10.0.0.10-10.0.0.20``, ``10.0.1.0/24``."""
+    list: str = ""
+    """A file of lines ``ADDRESS;JOB;USED`` that other programs share, in place of ``static``."""
+
+
 class Placement(Section, frozen=True):
     """Where guests go that are Slurm nodes of their own."""
 
@@ -172,6 +181,7 @@ class Placement(Section, frozen=True):
     command_timeout_s: float = 5.0
     """A command that takes longer is killed, and the job waits."""
     launches: Launches = Launches()
+    addresses: Addresses = Addresses()
 
     @property
     def path(self) -> Path:

@@ -135,6 +135,7 @@ def test_a_job_for_which_there_is_no_room_says_so_and_runs_when_there_is(box: Sa
     waiting, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, "--cpus-per-task=4", user=user)
     wait_for(lambda: of_job(box, waiting, "%k").startswith("carrel: no room for 4 CPUs"))
     assert of_job(box, waiting, "%r") == "JobHeldAdmin"
+    assert "no room for 4 CPUs" in box.run(["carrel", "job", "show", str(waiting)]).stdout
     assert [await_end(box, job_id) for job_id in (*first, waiting)] == ["COMPLETED"] * 3
 
 
@@ -153,6 +154,7 @@ def test_a_job_that_can_have_no_guest_is_cancelled_with_a_sentence(
     assert await_end(box, job_id) == "CANCELLED"
     assert sentence in of_job(box, job_id, "%k")
     assert any(line.startswith("job-cancelled") and sentence in line for line in events(box, job_id))
+    assert sentence in box.run(["carrel", "job", "show", str(job_id)]).stdout
 
 
 def test_a_job_whose_guest_fails_each_time_is_held_with_the_reason_after_some_attempts(

@@ -91,7 +91,7 @@ def test_a_host_goes_through_its_whole_life_and_the_table_returns_to_its_start(
 def test_what_is_taken_of_a_host_is_shown_with_who_took_it(site: HostTable, capsys: pytest.CaptureFixture[str]) -> None:
     carrel("host", "add", "h1", "--cpus=8", "--memory=16G", "--cpus-others=2", "--memory-others=1G")
     site.take("7.9.0", Demand(cpus=3, memory_bytes=GIB), lambda _: Here(("h1",)))
-    site.take_address("7.9.0", 0, ["10.0.0.9"])
+    site.take_addresses("7.9.0", 1, ["10.0.0.9"])
     assert carrel("host", "show", "h1") == 0
     shown = capsys.readouterr().out
     assert "cpus        5 of 16 (8 times overcommit; 2 not for guests of jobs)" in shown

@@ -78,7 +78,7 @@ def _is_beyond(table: HostTable, mark: int) -> bool:
 def test_whoever_is_killed_has_all_places_of_a_run_or_none_and_a_sweep_returns_them(table: HostTable) -> None:
     before, random = table.hosts(), Random(1)
     table.close()
-    for number in range(25):
+    for number in range(15):
         child = _fork.Process(target=_ask_until_killed, args=(table._path, number), daemon=True)
         child.start()
         wait_for(functools.partial(_is_beyond, table, table.mark()), "the child takes places")
@@ -136,6 +136,12 @@ def test_a_sweep_spares_what_was_taken_after_its_look_began(table: HostTable) ->
     assert [one.run for one in table.places()] == ["young"]
 
 
+def test_a_sweep_frees_addresses_whose_run_has_no_place(table: HostTable) -> None:
+    table.take_addresses("gone", 1, ("10.0.0.1",))
+    table.sweep((), before=table.mark())
+    assert table.take_addresses("other", 1, ("10.0.0.1",)) == ("10.0.0.1",)
+
+
 def test_hosts_keep_the_order_in_which_they_were_added_also_when_refreshed(table: HostTable) -> None:
     table.put([Facts(name="h1", cpus=11, memory_bytes=100, cpus_others=4)])
     assert [(host.name, host.cpus, host.cpus_used) for host in table.hosts()] == [
@@ -176,14 +182,16 @@ def test_a_host_of_nothing_is_refused(table: HostTable) -> None:
 
 
 def test_addresses_are_one_guests_each_until_its_run_gives_back(table: HostTable) -> None:
-    pool = ("10.0.0.1", "10.0.0.2")
+    pool = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
     take(table, "a", Demand(cpus=1, memory_bytes=1, count=2))
-    assert [table.take_address("a", guest, pool) for guest in (0, 1, 0)] == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
+    assert table.take_addresses("a", 1, pool) == ("10.0.0.1",)
+    assert table.take_addresses("a", 2, pool) == ("10.0.0.1", "10.0.0.2")
     take(table, "b")
-    assert table.take_address("b", 0, pool) is None
-    assert [one.address for one in table.places("a")] == ["10.0.0.1", "10.0.0.2"]
+    assert table.take_addresses("b", 2, pool) is None
+    assert table.take_addresses("b", 1, pool) == ("10.0.0.3",)
+    assert [one.address for one in table.places()] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     table.give_back("a")
-    assert table.take_address("b", 0, pool) == "10.0.0.1"
+    assert table.take_addresses("c", 2, pool) == ("10.0.0.1", "10.0.0.2")
 
 
 def test_a_file_that_is_no_database_or_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

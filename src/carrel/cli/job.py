@@ -44,6 +44,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     time_limit_s: int | None
     guests: list[views.GuestView] | None
     """null: nobody could tell."""
+    why: str = ""
+    """Why it waits for guests that are nodes, or was cancelled; only of a single job."""
 
 
 @app.command(name="list")
@@ -77,6 +79,8 @@ def show(job: JobId, /, *, timing: Timing = False, json: Json = False) -> None:
         raise NotFoundError(f"slurm has no job {job}; see: carrel job list, and carrel job events {job}")
     guests = _guests(settings, job)
     view = _view(known, api.measured(settings, guests) if guests else guests)
+    if view.state in {"held", "ended"} and guests is not None:
+        view = msgspec.structs.replace(view, why=_why(api.events(settings, job)))
     if json:
         output.objects([view])
         return
@@ -89,6 +93,7 @@ def show(job: JobId, /, *, timing: Timing = False, json: Json = False) -> None:
             ("partition", view.partition),
             ("nodes", " ".join(view.nodes)),
             ("submitted", output.clock(view.submitted)),
+            ("why", view.why),
         ]
     )
     for guest in view.guests or ():
@@ -169,12 +174,20 @@ def advice(job: JobView) -> list[str]:
     match job.state:
         case "pending":
             return [f"it waits for Slurm: squeue --start -j {job.job_id}"]
+        case "held" if job.why:
+            return [f"carrel holds it until its guests are there; to give up: scancel {job.job_id}"]
         case "held":
             return [f"it is held; to let it go: scontrol release {job.job_id}"]
         case "running" | "suspended":
             return [f"it has no guest: it asked for none, or none has started; see: carrel job events {job.job_id}"]
         case _:
             return [f"it has ended; what happened: carrel job events {job.job_id}"]
+
+
+def _why(events: Sequence[views.EventView]) -> str:
+    """Return why a job waits for guests that are nodes, or was cancelled; empty where that is not so, or past."""
+    last = next((event for event in reversed(events) if event.what.startswith(("job-", "guest-placed"))), None)
+    return last.text if last and last.what in {"job-waits", "job-cancelled"} else ""
 
 
 async def _jobs(settings: Config) -> Sequence[Job]:

@@ -23,6 +23,7 @@ _NOUNS = {
     "host": "Hosts of guests that are Slurm nodes of their own.",
     "quote": "What a submission may cost, before it is submitted.",
     "bank": "The site's service units: prices.",
+    "simulate": "What a workload would see of a site of guests-as-nodes.",
     "config": "The settings in force.",
     "sandbox": "A real Slurm cluster with Carrel in a private directory.",
     "serve": "The daemons.",

@@ -63,11 +63,12 @@ class Breakers:
             if account is not None and account.rests:
                 account.trial = True
 
-    def succeeded(self, hosts: tuple[str, ...], image: str) -> None:
-        """Forget what is held against these."""
-        for host in hosts:
-            self._hosts.pop(host, None)
-        self._images.pop(image, None)
+    def succeeded(self, hosts: tuple[str, ...], image: str) -> bool:
+        """Forget what is held against these; return whether there was anything."""
+        if not self._hosts and not self._images:
+            return False
+        held = [self._hosts.pop(host, None) for host in hosts] + [self._images.pop(image, None)]
+        return any(account is not None for account in held)
 
     def gave_up(self, hosts: tuple[str, ...], image: str) -> None:
         """Note that a launch ended without telling anything: whoever is on trial gets another."""

@@ -154,19 +154,23 @@ class LeastLoaded(First):
         super().moved(position, room)
 
     def pick(self, cpus: int, memory_bytes: int) -> int | None:
-        best, found = float("inf"), _NOWHERE
+        best, found = float("inf"), 0
+        levels = self._leaves.bit_length()
         stack = [1]
         while stack:
             node = stack.pop()
-            # Not below: of two equal loads the first host is taken, and the left branch is looked at later.
-            if self._load[node] > best or self._cpus[node] < cpus or self._memory[node] < memory_bytes:
+            load = self._load[node]
+            if load > best or self._cpus[node] < cpus or self._memory[node] < memory_bytes:
+                continue
+            # Of equal loads the first host is taken, and a branch with a less loaded host was looked at before.
+            if load == best and node << (levels - node.bit_length()) > found:
                 continue
             if node < self._leaves:
                 left, right = 2 * node, 2 * node + 1
                 stack += (right, left) if self._load[left] <= self._load[right] else (left, right)
-            elif self._load[node] < best or node - self._leaves < found:
-                best, found = self._load[node], node - self._leaves
-        return None if found == _NOWHERE else found
+            else:
+                best, found = load, node
+        return found - self._leaves if found else None
 
     def _sum_up(self, node: int) -> bool:
         load = min(self._load[2 * node], self._load[2 * node + 1])
@@ -192,6 +196,8 @@ class BestFit:
         before, self._rooms[position] = self._rooms[position], room
         shelf = self._shelves[before.cpus]
         del shelf[bisect_left(shelf, (before.memory_bytes, position))]
+        if not shelf:
+            del self._shelves[before.cpus], self._numbers[bisect_left(self._numbers, before.cpus)]
         if room.cpus not in self._shelves:
             self._shelves[room.cpus] = []
             insort(self._numbers, room.cpus)
@@ -200,7 +206,6 @@ class BestFit:
     def pick(self, cpus: int, memory_bytes: int) -> int | None:
         for number in self._numbers[bisect_left(self._numbers, cpus) :]:
             shelf = self._shelves[number]
-            at = bisect_left(shelf, (memory_bytes, _NOWHERE))
-            if at < len(shelf):
-                return shelf[at][1]
+            if shelf[-1][0] >= memory_bytes:
+                return shelf[bisect_left(shelf, (memory_bytes, _NOWHERE))][1]
         return None

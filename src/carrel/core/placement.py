@@ -107,6 +107,7 @@ class Hosts:
         self._cpus_used = [host.cpus_used for host in self._hosts]
         self._memory_used = [host.memory_used_bytes for host in self._hosts]
         self._closed = [True] * len(self._hosts)
+        self._closed_count = len(self._hosts)
         for position, host in enumerate(self._hosts):
             self._set_closed(position, closed=host.state != "up")
         rooms = [self._room(position) for position in range(len(self._hosts))]
@@ -130,13 +131,10 @@ class Hosts:
 
     def admit(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where the demand goes, and take it."""
+        if not without:
+            return self._admit(demand)
         with self._left_out(without):
-            positions = self._pick_all(demand)
-            if len(positions) == demand.count:
-                return Here(tuple(self._hosts[position].name for position in positions))
-            for position in positions:
-                self._change(position, -demand.cpus, -demand.memory_bytes)
-            return self._refusal(demand)
+            return self._admit(demand)
 
     def take(self, name: str, *, cpus: int, memory_bytes: int) -> None:
         """Note that so much of a host is taken, whether or not there is room: what exists, exists."""
@@ -156,6 +154,14 @@ class Hosts:
         self._hosts[position] = msgspec.structs.replace(self._hosts[position], state=state, reason=reason)
         self._set_closed(position, closed=state != "up")
         self._picker.moved(position, self._room(position))
+
+    def _admit(self, demand: Demand) -> Answer:
+        positions = self._pick_all(demand)
+        if len(positions) == demand.count:
+            return Here(tuple(self._hosts[position].name for position in positions))
+        for position in positions:
+            self._change(position, -demand.cpus, -demand.memory_bytes)
+        return self._refusal(demand)
 
     def _pick_all(self, demand: Demand) -> list[int]:
         """Take places one after another, and return those that could be had."""
@@ -193,7 +199,7 @@ class Hosts:
             if demand.count == 1:
                 return Never(f"{demand} fit no host; {largest}")
             return Never(f"{demand} fit no {len(self._hosts)} hosts of this site together; {largest}")
-        closed = sum(self._closed)
+        closed = self._closed_count
         shut = f", and {closed} of {len(self._hosts)} hosts take no guests" if closed else ""
         frees = _places(self._open_kinds, demand) >= demand.count
         return NotNow(f"no room for {demand} on the hosts now{shut}", frees=frees)
@@ -202,6 +208,7 @@ class Hosts:
         if closed == self._closed[position]:
             return
         self._closed[position] = closed
+        self._closed_count += 1 if closed else -1
         host, (cpus, memory_bytes) = self._hosts[position], self._capacities[position]
         kind = (max(cpus - host.cpus_others, 0), max(memory_bytes - host.memory_others_bytes, 0))
         self._open_kinds[kind] += -1 if closed else 1

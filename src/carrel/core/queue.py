@@ -223,8 +223,8 @@ class Queue:
         del self._jobs[key]
         self._reasons.pop(key, None)
         if outcome.result == "ready":
-            self._breakers.succeeded(hosts, waiting.image)
-            self.freed()  # what was suspected, and so left out, is trusted again
+            if self._breakers.succeeded(hosts, waiting.image):
+                self.freed()  # what was left out is trusted again
             return Release(key)
         self._breakers.gave_up(hosts, waiting.image)
         return Cancel(key, outcome.reason)

@@ -76,13 +76,16 @@ class Carried(Node):
         self.journal = Journal(order.node, host.reporter.tell)
         self.images = host.images
         self.drivers = host.drivers
-        self.spec: GuestSpec | None = None
+        self._spec: GuestSpec | None = None
+        self._settled = asyncio.Event()
+        """It is known what the guest shall be, or that there will be none."""
         self._beside = Beside(host.config.slurm, order.node, self.directory)
         of = LogOf(user=order.user, uid=order.uid, run=str(order.run), guest=order.node)
         self._log = GuestLog(GuestLogs(host.config.guests.logs), of)
         self._record = record_path(host, order.node)
         self._failure: tuple[GuestNodeState, str] | None = None
         self._works: list[asyncio.Task[None]] = []
+        self._making: asyncio.Task[None] | None = None
         self._seen: Guest | None = None
         if self._ended is None:
             self._note(Record(order=order))
@@ -115,43 +118,62 @@ class Carried(Node):
         """Answer at the door, and make the guest unless it is there or has ended."""
         self._works.append(asyncio.ensure_future(self.serve()))
         if self._ended is None:
-            self._works.append(asyncio.ensure_future(self._make()))
+            self._making = asyncio.ensure_future(self._make())
+            self._works.append(self._making)
+        else:
+            self._settled.set()
+
+    async def spec(self) -> GuestSpec:
+        """Return the guest that tasks enter. A carreld that has just started knows it in a moment.
+
+        Raises:
+            RefusedError: there is none, or none any more.
+        """
+        await self._settled.wait()
+        why = self._ended or (self._failure[1] if self._failure else "")
+        if why or self._spec is None:
+            raise RefusedError(f"node {self.name}: its guest is gone: {why}")
+        return self._spec
 
     def door(self) -> Door:
         return GuestDoor(self, Peers(share()))
 
     async def _make(self) -> None:
         try:
-            self.spec = await self._resolve()
+            self._spec = await self._resolve()
         except (NodeFaultError, UnreachableError, OSError) as error:
             self._fail("failed", error)
         except CarrelError as error:  # no other host would say anything else
             self._fail("refused", error)
         else:
-            await self._ensure(self.spec)
+            self._settled.set()
+            await self._ensure(self._spec)
 
     async def _ensure(self, spec: GuestSpec) -> None:
         try:
             driver = self.driver(self.driver_name)
-            if not any(guest.name == spec.name for guest in await driver.guests()):
+            known = {guest.name: guest.state for guest in await driver.guests()}.get(spec.name)
+            if known is None:
                 self._say("guest-starting", f"{spec.clone} clone of {spec.image_name} as node {self.name}")
             guest = await driver.ensure(spec)
         except (CarrelError, OSError) as error:
             self._fail("failed", error)
             return
-        took_s = (guest.ready_s or 0) - guest.started_s
-        self._say("guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}")
         self._seen = guest
         if guest.ready_s:
             identity_s = dict(guest.phases).get("identity", 0.0)
             self._log.mark("clone_start", now_s=guest.started_s)
             self._log.mark("clone_end", now_s=guest.ready_s - identity_s)
             self._log.mark("customised", now_s=guest.ready_s)
+        if known != "ready":
+            took_s = (guest.ready_s or 0) - guest.started_s
+            self._say("guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}")
 
     def _fail(self, state: GuestNodeState, error: Exception) -> None:
         if self._failure is None:
             self._failure = (state, str(error))
             self._say("guest-failed", str(error))
+        self._settled.set()
 
     async def _resolve(self) -> GuestSpec:
         """Return the guest that the order describes."""
@@ -182,7 +204,8 @@ class Carried(Node):
         """See how the guest does, and keep slurmd running where it is wanted."""
         guests = await self.driver(self.driver_name).guests()
         self._seen = next((guest for guest in guests if guest.name == self.guest_name), None)
-        if self._seen and self._seen.state == "down" and self._ended is None and self._failure is None:
+        making = self._making is not None and not self._making.done()  # which knows better why it failed
+        if self._seen and self._seen.state == "down" and not making and not self._ended and not self._failure:
             await self._went_down(self._seen)
         if self.order.join and self._failure is None:
             self._beside.start()
@@ -308,9 +331,8 @@ class GuestDoor(Door):
             raise RefusedError(f"job {job_id} is {job.slurm_state or job.state}, not running")
         asked = decide.merge(requests.guest_request(message), order.request, job_id=job_id, settings=settings)
         image = await asyncio.to_thread(carried.images.files, asked.image)
-        spec = carried.spec
-        if spec is None:
-            raise NodeFaultError(f"node {carried.name}: its guest is not there yet")
+        async with asyncio.timeout(settings.boot_timeout_s):
+            spec = await carried.spec()
         decide.refuse_other_image(
             job_id=job_id,
             asked=asked.image,

@@ -27,7 +27,7 @@ from carrel.slurm import hostlist
 from carrel.slurm.pool import SlurmPool
 
 LOOK_PERIOD_S = 0.5
-QUIET_PERIOD_S = 2.0
+QUIET_PERIOD_S = 1.0
 """Between looks while no job waits and no guest is carried."""
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""

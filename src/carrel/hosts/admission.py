@@ -5,11 +5,13 @@ The calls block for as long as a transaction or the command takes: a daemon make
 
 import functools
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from random import SystemRandom
 
 from carrel.config import Placement
-from carrel.core import placement
+from carrel.core import addresses, placement
 from carrel.hosts import external
+from carrel.hosts.sharedlist import SharedList
 from carrel.hosts.table import HostTable
 from carrel.model.host import Answer, Demand, Here, Host
 
@@ -22,6 +24,7 @@ class Admission:
         self.table = HostTable(settings.path)
         self._settings = settings
         self._random = SystemRandom()
+        self._list = SharedList(Path(settings.addresses.list)) if settings.addresses.list else None
 
     def take(self, run: str, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where the guests of a run go, and take the places; a second call returns the same ones.
@@ -38,6 +41,36 @@ class Admission:
         if not isinstance(answer, Here):
             return answer
         return self.table.take(run, demand, functools.partial(self._confirm, demand, without, answer))
+
+    def take_addresses(self, run: str, count: int) -> tuple[str, ...] | None:
+        """Return addresses of the pool for the guests of a run, the same ones each time; None: too few are free.
+
+        Empty where the site has no pool.
+
+        Raises:
+            CarrelError: a range of the settings is none.
+            UnreachableError: the table or the shared list cannot be read or written.
+        """
+        if self._list is not None:
+            return self._list.take(_job_id(run), count)
+        if not self._settings.addresses.static:
+            return ()
+        return self.table.take_addresses(run, count, addresses.expand(self._settings.addresses.static))
+
+    def give_back(self, run: str) -> None:
+        """Return all places and addresses of a run, which may have none."""
+        self.table.give_back(run)
+        if self._list is not None:
+            self._list.free({_job_id(run)})
+
+    def listed_jobs(self) -> set[int]:
+        """Return the jobs of the shared list; after this, ask Slurm which of them live, and free the others."""
+        return self._list.jobs() if self._list is not None else set()
+
+    def free_listed(self, dead: Collection[int]) -> None:
+        """Return what the shared list has of jobs that Slurm does not know."""
+        if self._list is not None and dead:
+            self._list.free(dead)
 
     def query(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where such guests would go now, and take nothing."""
@@ -69,3 +102,8 @@ class Admission:
 
     def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Sequence[Host]) -> Answer:
         return placement.confirm(hosts, demand, here, overcommit=self._settings.overcommit, without=without)
+
+
+def _job_id(run: str) -> int:
+    """The shared list has room for no more than this of a run's name."""
+    return int(run.partition(".")[0])

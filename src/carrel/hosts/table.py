@@ -176,17 +176,20 @@ class HostTable:
                 )
             return answer
 
-    def take_address(self, run: str, guest: int, pool: Iterable[str]) -> str | None:
-        """Return an address that is the guest's until its run gives back; None: all of ``pool`` are taken."""
+    def take_addresses(self, run: str, count: int, pool: Iterable[str]) -> tuple[str, ...] | None:
+        """Return an address for each guest of a run until it gives back; None: too few of ``pool`` are free."""
         with self._transaction() as db:
-            held = db.execute("SELECT address FROM address WHERE run = ? AND guest = ?", (run, guest)).fetchone()
-            if held is not None:
-                return str(held[0])
-            taken = {address for (address,) in db.execute("SELECT address FROM address")}
-            free = next((address for address in pool if address not in taken), None)
-            if free is not None:
-                db.execute("INSERT INTO address VALUES (?, ?, ?)", (free, run, guest))
-            return free
+            query = "SELECT address FROM address WHERE run = ? ORDER BY guest"
+            mine = [address for (address,) in db.execute(query, (run,))]
+            if len(mine) < count:
+                taken = {address for (address,) in db.execute("SELECT address FROM address")}
+                free = [address for address in pool if address not in taken][: count - len(mine)]
+                if len(mine) + len(free) < count:
+                    return None
+                rows = [(address, run, guest) for guest, address in enumerate(free, len(mine))]
+                db.executemany("INSERT INTO address VALUES (?, ?, ?)", rows)
+                mine += free
+            return tuple(mine[:count])
 
     def give_back(self, run: str) -> None:
         """Return all places and addresses of a run. It may have none."""
@@ -214,6 +217,8 @@ class HostTable:
             dead = [run for run, _ in db.execute(query, (before,)).fetchall() if run not in live]
             for run in dead:
                 _forget(db, run)
+            # A run takes its places first, so that an address without any is nobody's.
+            db.execute("DELETE FROM address WHERE run NOT IN (SELECT run FROM place)")
             return dead
 
     def close(self) -> None:
