@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.config import Addresses, Placement
@@ -130,6 +130,7 @@ def test_a_taker_that_is_killed_leaves_a_whole_list_and_no_lock(path: Path) -> N
     assert sorted(each.name for each in path.parent.iterdir()) == ["addresses.csv", "addresses.csv.lock"]
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), max_size=20),
     st.integers(0, 6),

@@ -74,9 +74,9 @@ def test_a_host_goes_through_its_whole_life_and_the_table_returns_to_its_start(
     assert capsys.readouterr().out == "here: node-no1\n"
     site.take("run", Demand(cpus=10, memory_bytes=GIB), lambda _: Here(("node-no1",)))
     assert carrel("host", "query", "7", "1G") == 1
-    assert capsys.readouterr().out.startswith("not now: no room for 7 CPUs and 1024 MiB")
+    assert capsys.readouterr().out.startswith("not now: no room for 7 CPUs and 1 GiB")
     assert carrel("host", "query", "17", "1G") == 4
-    assert capsys.readouterr().out.startswith("never: 17 CPUs and 1024 MiB fit no host")
+    assert capsys.readouterr().out.startswith("never: 17 CPUs and 1 GiB fit no host")
     assert carrel("host", "remove", "node-no1") == 4
     assert "'node-no1' carries 1 guests; first: carrel host drain node-no1" in capsys.readouterr().err
     assert carrel("host", "drain", "node-no1", "--reason=new disks") == 0
@@ -94,7 +94,7 @@ def test_what_is_taken_of_a_host_is_shown_with_who_took_it(site: HostTable, caps
     site.take_addresses("7.9.0", 1, ["10.0.0.9"])
     assert carrel("host", "show", "h1") == 0
     shown = capsys.readouterr().out
-    assert "cpus        5 of 16 (8 times overcommit; 2 not for guests of jobs)" in shown
+    assert "cpus        5 of 16 (8 before overcommit; 2 not for guests of jobs)" in shown
     assert "memory      2G of 16G (1G not for guests of jobs)" in shown
     assert [line.split() for line in shown.splitlines()][-1] == ["7.9.0", "0", "3", "1G", "10.0.0.9"]
     assert carrel("host", "list") == 0

@@ -1,3 +1,4 @@
+# ruff: noqa: S311  # chance here keeps no secret
 """Placement against a look at all hosts, and what must hold of every answer."""
 
 from collections import Counter
@@ -5,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.core.placement import Hosts, place
@@ -87,6 +88,7 @@ def with_one_more(host: Host, demand: Demand) -> Host:
     )
 
 
+@settings(max_examples=40)
 @given(some_hosts(), demands, st.sampled_from(POLICIES), overcommits, st.integers())
 def test_each_guest_goes_where_a_look_at_all_hosts_would_send_it(
     hosts: list[Host], demand: Demand, policy: Policy, overcommit: Overcommit, seed: int
@@ -109,6 +111,7 @@ def test_each_guest_goes_where_a_look_at_all_hosts_would_send_it(
         assert places < demand.count
 
 
+@settings(max_examples=40)
 @given(some_hosts(), st.lists(st.tuples(demands, st.booleans()), max_size=12), st.sampled_from(POLICIES), overcommits)
 def test_the_index_answers_as_new_hosts_would_whatever_was_taken_and_given_back(
     hosts: list[Host], history: list[tuple[Demand, bool]], policy: Policy, overcommit: Overcommit
@@ -128,6 +131,7 @@ def test_the_index_answers_as_new_hosts_would_whatever_was_taken_and_given_back(
             assert list(index) == before
 
 
+@settings(max_examples=40)
 @given(some_hosts(), st.lists(demands, max_size=20), st.sampled_from(POLICIES), overcommits)
 def test_no_host_is_filled_above_its_capacity_times_overcommit(
     hosts: list[Host], queue: list[Demand], policy: Policy, overcommit: Overcommit
@@ -142,6 +146,7 @@ def test_no_host_is_filled_above_its_capacity_times_overcommit(
         assert not taken[host.name] or (free_cpus >= 0 and free_memory >= 0 and host.state == "up")
 
 
+@settings(max_examples=40)
 @given(some_hosts(min_size=1), demands, st.sampled_from(POLICIES), overcommits)
 def test_never_is_said_of_exactly_what_does_not_fit_when_all_hosts_are_up_and_empty(
     hosts: list[Host], demand: Demand, policy: Policy, overcommit: Overcommit
@@ -151,6 +156,7 @@ def test_never_is_said_of_exactly_what_does_not_fit_when_all_hosts_are_up_and_em
     assert isinstance(place(hosts, demand, policy=policy, overcommit=overcommit), Never) is not fits_empty
 
 
+@settings(max_examples=40)
 @given(some_hosts(), demands, overcommits)
 def test_best_fit_leaves_no_other_host_with_fewer_free_cpus_that_would_have_had_room(
     hosts: list[Host], demand: Demand, overcommit: Overcommit
@@ -164,6 +170,7 @@ def test_best_fit_leaves_no_other_host_with_fewer_free_cpus_that_would_have_had_
         assert mine == min(room(host, overcommit) for host in able)
 
 
+@settings(max_examples=40)
 @given(some_hosts(min_size=2), demands, st.sampled_from(POLICIES))
 def test_a_host_that_is_left_out_gets_nothing_and_is_as_before_afterwards(
     hosts: list[Host], demand: Demand, policy: Policy
@@ -228,7 +235,7 @@ def test_a_table_without_hosts_is_a_reason_to_wait() -> None:
 def test_what_is_larger_than_any_host_is_told_the_largest() -> None:
     hosts = [Host(name="a", cpus=8, memory_bytes=GIB), Host(name="b", cpus=4, memory_bytes=9 * GIB)]
     assert place(hosts, Demand(cpus=4, memory_bytes=10 * GIB)) == Never(
-        "4 CPUs and 10240 MiB fit no host; the largest gives a guest 8 CPUs and 1024 MiB"
+        "4 CPUs and 10 GiB fit no host; the largest gives a guest 8 CPUs and 1 GiB"
     )
 
 
@@ -236,6 +243,19 @@ def test_what_is_given_back_must_have_been_taken() -> None:
     index = Hosts([Host(name="h", cpus=4, memory_bytes=GIB)])
     with pytest.raises(ValueError, match="less taken"):
         index.give_back(Here(("h",)), Demand(cpus=1, memory_bytes=1))
+
+
+def test_a_host_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no host 'x' among 0"):
+        Hosts([]).take("x", cpus=1, memory_bytes=1)
+
+
+def test_what_others_use_of_a_host_does_not_come_back_when_guests_end() -> None:
+    half = Host(name="h", cpus=4, memory_bytes=GIB, cpus_used=3, cpus_others=2)
+    assert place([half], Demand(cpus=2, memory_bytes=1)) == NotNow(
+        "no room for 2 CPUs and 0 MiB on the hosts now", True
+    )
+    assert place([half], Demand(cpus=3, memory_bytes=1)) == NotNow("no room for 3 CPUs and 0 MiB on the hosts now")
 
 
 def test_a_host_that_is_closed_gets_nothing_until_it_is_opened() -> None:

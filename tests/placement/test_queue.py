@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.config import Launches, Rate
@@ -110,10 +110,11 @@ def test_a_job_of_more_guests_than_the_limit_waits_for_a_quiet_window_and_not_fo
     assert begun(queue, hosts, 60.0) == ["wide"]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 4)), max_size=40), st.integers(1, 6))
 def test_no_window_anywhere_sees_more_launches_than_the_limit(arrivals: list[tuple[float, int]], most: int) -> None:
-    settings = Launches(rate=Rate(full=most), window_s=10.0)
-    queue, hosts = Queue(settings), site(1000)
+    limits = Launches(rate=Rate(full=most), window_s=10.0)
+    queue, hosts = Queue(limits), site(1000)
     launched: list[tuple[float, int]] = []
     for number, (at_s, count) in enumerate(sorted(arrivals)):
         demand = Demand(cpus=1, memory_bytes=0, count=min(count, most))
@@ -290,6 +291,7 @@ def test_a_trial_whose_job_is_cancelled_is_followed_by_another() -> None:
     assert len(begun(queue, hosts, 60.0)) == 1
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.cli import main
@@ -51,6 +51,12 @@ def test_two_jobs_on_one_cpu_run_one_after_the_other_each_after_its_clone() -> N
     assert found.slowdown.mean == pytest.approx((12 / 10 + 34 / 20) / 2)
 
 
+def test_a_long_simulation_tells_how_far_it_is() -> None:
+    told: list[int] = []
+    Simulation(setting(1)).run([Arrival(0.0, 1.0, ONE)] * 10, tell=told.append, tell_every=4)
+    assert told == [4, 8]
+
+
 def test_a_job_larger_than_any_host_is_cancelled_and_the_others_run() -> None:
     found = Simulation(setting(4)).run([Arrival(0.0, 1.0, Demand(cpus=5, memory_bytes=1)), Arrival(0.0, 1.0, ONE)])
     assert (found.done, found.cancelled) == (1, 1)
@@ -74,6 +80,7 @@ def test_with_a_third_of_all_clones_failing_every_job_ends_or_is_held_and_nothin
     assert list(simulation.hosts) == before
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 500), st.floats(0, 500), st.integers(1, 9), st.integers(1, 3)), max_size=30),
     st.sampled_from(POLICIES),
@@ -99,6 +106,7 @@ def test_jobs_are_conserved_and_the_site_is_empty_at_the_end_whatever_comes(
     assert list(simulation.hosts) == before
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.integers(-9, 9)), max_size=30))
 def test_bins_keep_the_integral_however_wide_they_become(changes: list[tuple[float, int]]) -> None:
     busy, cpus, last_s, expected = Busy(0.0), 0, 0.0, 0.0
@@ -158,6 +166,7 @@ def test_a_line_that_is_no_job_is_named_by_its_number(line: str) -> None:
         list(read_swf(["; head", line], SIZES))
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 500), st.integers(0, 10**12), st.integers(1, 64))
 def test_a_wide_job_becomes_as_few_guests_as_hold_it(cpus: int, memory_bytes: int, most: int) -> None:
     demand = guests(cpus, memory_bytes, Sizes(cpus_max=most, memory_per_cpu_bytes=0))
@@ -204,6 +213,16 @@ def test_a_table_compares_with_full_clones_and_a_plot_shows_each_line(
     root = ET.parse(plot).getroot()  # noqa: S314  # our own file
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 2
+
+
+def test_the_page_that_compares_policies_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs/explanation/placement.md"
+    words = "--policy=best-fit --clone=instant=1 --cpus=1,2,4,16,32 --burst=36 --jobs=4000"
+    assert carrel(*words.split()) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()[:2]]
+    shown = [line.split() for line in page.read_text().splitlines()]
+    assert printed[0] in shown
+    assert printed[1] in shown
 
 
 def test_the_limits_are_those_of_the_configuration(

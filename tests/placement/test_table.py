@@ -1,3 +1,4 @@
+# ruff: noqa: S311  # chance here keeps no secret
 """The table of hosts under many askers and under SIGKILL: nothing is promised twice and nothing stays behind."""
 
 import functools
@@ -10,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.core.placement import place
@@ -97,6 +98,7 @@ def test_whoever_is_killed_has_all_places_of_a_run_or_none_and_a_sweep_returns_t
         table.close()
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))
 def test_places_taken_or_given_back_twice_are_taken_or_given_back_once(history: list[tuple[int, bool]]) -> None:
     table = HostTable(Path(":memory:"))

@@ -193,7 +193,7 @@ def query(
 
 
 def _taken(taken: str, has: object, most: object, others: object) -> str:
-    more = [f"{has} times overcommit"] if has != most else []
+    more = [f"{has} before overcommit"] if has != most else []
     more += [f"{others} not for guests of jobs"] if others else []
     return f"{taken} ({'; '.join(more)})" if more else taken
 

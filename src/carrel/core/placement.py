@@ -15,7 +15,7 @@ from random import Random
 import msgspec
 
 from carrel.core import picking
-from carrel.model.host import Answer, Demand, Here, Host, HostState, Never, NotNow, Overcommit, Policy
+from carrel.model.host import Answer, Demand, Here, Host, HostState, Never, NotNow, Overcommit, Policy, in_words
 
 ONCE = Overcommit()
 """Nothing is promised twice."""
@@ -44,7 +44,7 @@ def place(
     >>> place([h1, h2], Demand(cpus=2, memory_bytes=2**20), policy="best-fit")
     Here(hosts=('h1',))
     >>> place([h1, h2], Demand(cpus=9, memory_bytes=2**20))
-    Never(reason='9 CPUs and 1 MiB fit no host; the largest gives a guest 8 CPUs and 1024 MiB')
+    Never(reason='9 CPUs and 1 MiB fit no host; the largest gives a guest 8 CPUs and 1 GiB')
     """
     return Hosts(hosts, policy=policy, overcommit=overcommit, random=random).place(demand, without=without)
 
@@ -195,7 +195,7 @@ class Hosts:
             return NotNow("there is no host; see: carrel host add")
         if _places(self._kinds, demand) < demand.count:
             cpus, memory_bytes = max(self._kinds)
-            largest = f"the largest gives a guest {cpus} CPUs and {memory_bytes // 2**20} MiB"
+            largest = f"the largest gives a guest {cpus} CPUs and {in_words(memory_bytes)}"
             if demand.count == 1:
                 return Never(f"{demand} fit no host; {largest}")
             return Never(f"{demand} fit no {len(self._hosts)} hosts of this site together; {largest}")

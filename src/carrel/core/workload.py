@@ -17,6 +17,9 @@ _FIELDS = 18
 _MEMORY_STEP_BYTES = 256 * 2**20
 """Guests come in sizes; and jobs of one size are one question to the queue."""
 
+_LONGEST = 10
+"""A partition has a time limit; without one, the end of a workload is its single longest job."""
+
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A job, before it is known when it runs."""
@@ -43,7 +46,7 @@ class Bursts(msgspec.Struct, frozen=True, kw_only=True):
     """So many come together."""
     every_s: float = 300.0
     run_s: float = 300.0
-    """The mean; run times are log-normal, so that few are long."""
+    """About the mean; run times are log-normal, so that few are long, and none is longer than ten times this."""
     cpus: tuple[int, ...] = (1, 2, 4, 8)
     """Sizes, each as likely as another."""
 
@@ -59,7 +62,8 @@ def generate(bursts: Bursts, sizes: Sizes, *, seed: int) -> Iterator[Arrival]:
         if cpus not in shapes:
             shapes[cpus] = guests(cpus, cpus * sizes.memory_per_cpu_bytes, sizes)
         run_s = round(median * random.lognormvariate(0.0, 1.0), 3)
-        yield Arrival(number // bursts.burst * bursts.every_s, max(run_s, 1.0), shapes[cpus])
+        run_s = min(max(run_s, 1.0), _LONGEST * bursts.run_s)
+        yield Arrival(number // bursts.burst * bursts.every_s, run_s, shapes[cpus])
 
 
 def read_swf(lines: Iterable[str], sizes: Sizes) -> Iterator[Arrival]:

@@ -38,7 +38,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"{self} asks for no guest; at least 1 guest of 1 CPU")
 
     def __str__(self) -> str:
-        one = f"{_counted(self.cpus, 'CPU')} and {self.memory_bytes // 2**20} MiB"
+        one = f"{_counted(self.cpus, 'CPU')} and {in_words(self.memory_bytes)}"
         if self.count == 1:
             return one
         return f"{self.count} guests of {one} each" + (", each on a host of its own" if self.apart else "")
@@ -93,3 +93,12 @@ Answer = Here | NotNow | Never
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_words(memory_bytes: int) -> str:
+    """Return an amount of memory as it stands in a sentence.
+
+    >>> in_words(320 * 2**20), in_words(2**30), in_words(3 * 2**29)
+    ('320 MiB', '1 GiB', '1.5 GiB')
+    """
+    return f"{memory_bytes / 2**30:.4g} GiB" if memory_bytes >= 2**30 else f"{memory_bytes // 2**20} MiB"
