@@ -55,7 +55,7 @@ format:         ## put the Python sources into their form
 
 lock: venv      ## pin the dependencies anew: all of them, and those that an installation needs
 	@$(BIN)/pip install --quiet uv
-	@for out in "requirements.lock --extra controller --extra postgresql --extra dev --extra frames --extra gpu --extra kafka --extra prometheus" "requirements-run.lock --extra controller --extra postgresql"; do set -- $$out; \
+	@for out in "requirements.lock --extra controller --extra postgresql --extra dev --extra frames --extra gpu --extra kafka --extra prometheus --extra vsphere" "requirements-run.lock --extra controller --extra postgresql"; do set -- $$out; \
 	    $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	        --exclude-newer "$$(date -ud '7 days ago' +%FT%TZ)" pyproject.toml -o $$out; done
 

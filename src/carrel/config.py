@@ -53,6 +53,19 @@ class Templates(Section, frozen=True):
         return Path(self.dir) if self.dir else paths.template_store()
 
 
+class GuestLogs(Section, frozen=True):
+    """What is kept of guests that were Slurm nodes; see ``docs/reference/guest-logs.md``."""
+
+    dir: str = "/var/lib/carrel/guest-logs"
+    """``<dir>/<user>/<run>/``, for root to write; on the host of the controller, and of each node with such guests."""
+    keep_days: float = 30.0
+    """Those of guests that ended longer ago are removed; 0: never."""
+    user_bytes_max: int = 1 * 2**30
+    """A user's oldest are removed beyond this; 0: never."""
+    file_bytes_max: int = 4 * 2**20
+    """Of a slurmd log or a console, the end of this size is kept."""
+
+
 class Guests(Section, frozen=True):
     driver: str = "qemu"
     """Driver used where ``--guest-driver`` is absent."""
@@ -75,6 +88,7 @@ class Guests(Section, frozen=True):
     console_bytes: int = 1 * 2**20
     """How much of a guest's console is kept."""
     templates: Templates = Templates()
+    logs: GuestLogs = GuestLogs()
     map_dir: str = "/var/spool/carrel/maps"
     """Where the controller writes ``vm_map<jobid>.conf``, for programs that knew VINO-Slurm."""
 

@@ -6,7 +6,8 @@
     ├── UsageError         exit 2   the request itself is malformed
     ├── NotFoundError      exit 3   no such image, guest, job, node
     ├── RefusedError       exit 4   understood, and not allowed or not possible here
-    │   └── NodeFaultError exit 4   the node is at fault, not the request: drain it, requeue the job
+    │   ├── NodeFaultError exit 4   the node is at fault, not the request: drain it, requeue the job
+    │   └── NoAddressError exit 4   a guest that is to be a node got no address of its own
     ├── UnreachableError   exit 5   a daemon or Slurm did not answer: *cannot tell*
     └── LostRaceError      exit 1   a row changed under its writer, who begins again
 
@@ -40,6 +41,10 @@ class RefusedError(CarrelError):
 
 class NodeFaultError(RefusedError):
     """Understood, and not possible here: this node is at fault, another may do it."""
+
+
+class NoAddressError(RefusedError):
+    """A guest came up and got no address of its own: it is destroyed, and its job does not try again."""
 
 
 class UnreachableError(CarrelError):

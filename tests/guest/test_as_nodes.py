@@ -7,9 +7,11 @@ import signal
 import subprocess  # a slurmd that runs beside the test
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
+from carrel.daemons.guestlogs import PHASES
 from carrel.hosts.table import HostTable
 from carrel.sandbox.cluster import Sandbox
 from carrel.testing.guests import IMAGE, await_end, job_state, submit, wait_for
@@ -93,6 +95,29 @@ def test_a_batch_script_runs_in_the_guest_too(box: Sandbox, user: User) -> None:
     first, second = (place / "out").read_text().split()
     assert first == second
     assert first in box.facts().pool
+
+
+def test_a_guests_logs_are_its_users_to_read_when_it_is_gone(box: Sandbox, user: User) -> None:
+    job_id, _ = submit(box, "#!/bin/sh\nhostname\n", *OPTIONS, user=user)
+    assert await_end(box, job_id) == "COMPLETED"
+    found: dict[str, Path] = {}
+
+    def all_there() -> bool:
+        files = (box.dir / "guest-logs" / user.name).glob(f"{job_id}.*/*")
+        found.update({path.name.partition(".")[2]: path for path in files})
+        return set(found) == {"spawn.log", "timings", "slurmd.log", "console.log"}
+
+    wait_for(all_there, CLEAN_TIMEOUT_S)
+    wait_for(lambda: "destroyed" in found["timings"].read_text(), CLEAN_TIMEOUT_S)
+    times = dict(line.split() for line in found["timings"].read_text().splitlines())
+    assert set(times) == set(PHASES)
+    # Its slurmd stands beside it and does not wait for it.
+    for way in (("clone_start", "clone_end", "customised", "first_task", "destroyed"), ("registered", "first_task")):
+        assert [float(times[phase]) for phase in way] == sorted(float(times[phase]) for phase in way)
+    assert "guest-ready: " in found["spawn.log"].read_text()
+    assert "slurmd version" in found["slurmd.log"].read_text()
+    for path in found.values():
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (user.uid, 0o400)
 
 
 def test_the_tasks_of_one_job_are_in_guests_on_several_hosts(box: Sandbox) -> None:

@@ -38,6 +38,6 @@ def test_what_make_install_leaves_below_destdir_runs_without_the_checkout(tmp_pa
     assert "qemu" in drivers.stdout
     programs = {path.name for path in (tmp_path / "usr/libexec/carrel").iterdir()}
     assert programs == {
-        *("carrel-agent", "carrel-enter", "carrel-guard", "carrel-hook"),
+        *("carrel-agent", "carrel-enter", "carrel-guard", "carrel-hook", "carrel-join"),
         *("spank_carrel.so", "prolog", "epilog"),
     }

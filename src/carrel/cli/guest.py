@@ -9,11 +9,13 @@ from cyclopts import App, Parameter
 
 from carrel import config
 from carrel.cli import api, output
+from carrel.cli.guesttemplates import templates
 from carrel.config import Config
 from carrel.daemons import maps, views
 from carrel.errors import NotFoundError, RefusedError, UnreachableError, UsageError
 
 app = App(name="guest", help="Guests: the virtual machines and containers of running jobs.")
+app.command(templates)
 
 Json = Annotated[
     bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON: one object per line.")

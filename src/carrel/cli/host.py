@@ -1,5 +1,7 @@
 """``carrel host``: the hosts of guests that are Slurm nodes of their own, and what is taken of them."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import quote
 
@@ -10,8 +12,9 @@ from carrel.cli import api, output
 from carrel.cli.guest import Json
 from carrel.core.sizes import memory_bytes
 from carrel.daemons.hosts import Drained, HostView, HostWish
-from carrel.errors import NotFoundError, UsageError
-from carrel.model.host import Demand, Here, Never, NotNow
+from carrel.drivers.vsphere.settings import Settings
+from carrel.errors import NodeFaultError, NotFoundError, UsageError
+from carrel.model.host import Demand, Here, Host, Never, NotNow
 
 _NOT_NOW, _NEVER = 1, 4
 """Exit statuses of ``query``: a script can tell a host that is full from a size that no host has."""
@@ -19,6 +22,8 @@ _NOT_NOW, _NEVER = 1, 4
 Name = Annotated[str, Parameter(show_default=False, help="The host's name; of one with a carreld, its node name.")]
 Cpus = Annotated[int, Parameter(show_default=False, help="CPUs.")]
 Memory = Annotated[str, Parameter(show_default=False, help="Memory: 4G, 512M; a bare number is in MiB.")]
+
+Cluster = Annotated[str, Parameter(show_default=False, help="Only this cluster's: C0, or DC1/C0.")]
 
 app = App(name="host", help="Hosts of guests that are Slurm nodes of their own.")
 
@@ -96,6 +101,46 @@ def add(
         memory_others_bytes=memory_bytes(memory_others) if memory_others else 0,
     )
     api.change_host(config.load(), "POST", "", wish)
+
+
+@app.command(name="import")
+def import_(
+    *, cluster: Annotated[str, Parameter(show_default=False, help="Only this cluster's: C0, or DC1/C0.")] = ""
+) -> None:
+    """Add the hosts that vCenter has, or read anew what they have and what others' machines take of them."""
+    settings = config.load()
+    found = asyncio.run(_of_vcenter(settings, cluster))
+    for host in found:
+        wish = HostWish(
+            name=host.name,
+            cpus=host.cpus,
+            memory_bytes=host.memory_bytes,
+            cpus_others=host.cpus_used,
+            memory_others_bytes=host.memory_used_bytes,
+        )
+        api.change_host(settings, "POST", "", wish)
+        if host.state != "up":
+            path = f"/{quote(host.name, safe='')}/state"
+            api.change_host(settings, "PUT", path, Drained(drained=True, reason=host.reason))
+        print(f"{host.name}: {host.cpus} CPUs, {output.size(host.memory_bytes)}{_aside(host)}")
+
+
+async def _of_vcenter(settings: config.Config, cluster: str) -> Sequence[Host]:
+    try:
+        # An extra, loaded only for those who ask.
+        from carrel.drivers.vsphere.driver import NAME, VsphereDriver  # noqa: PLC0415
+    except ImportError as error:
+        raise NodeFaultError(f"{error}; vCenter is reached through pyvmomi: pip install pyvmomi") from error
+    vsphere = VsphereDriver(config.driver_settings(settings, NAME, Settings))
+    try:
+        return await vsphere.hosts(cluster=cluster)
+    finally:
+        vsphere.close()
+
+
+def _aside(host: Host) -> str:
+    others = f"; others take {host.cpus_used} and {output.size(host.memory_used_bytes)}" if host.cpus_used else ""
+    return others + (f"; drained: {host.reason}" if host.reason else "")
 
 
 @app.command

@@ -19,6 +19,7 @@ from carrel.core import guests as decide
 from carrel.daemons import people, requests
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
+from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
 from carrel.daemons.journal import Journal
 from carrel.daemons.node import Node
 from carrel.daemons.peers import Peers, share
@@ -79,6 +80,8 @@ class Carried(Node):
         self._settled = asyncio.Event()
         """It is known what the guest shall be, or that there will be none."""
         self._beside = Beside(host.config.slurm, order.node, self.directory)
+        of = LogOf(user=order.user, uid=order.uid, run=str(order.run), guest=order.node)
+        self._log = GuestLog(GuestLogs(host.config.guests.logs), of)
         self._record = record_path(host, order.node)
         self._failure: tuple[GuestNodeState, str] | None = None
         self._works: list[asyncio.Task[None]] = []
@@ -103,7 +106,10 @@ class Carried(Node):
         return msgspec.structs.replace(whole, guests=tuple(g for g in whole.guests if g.node == self.name))
 
     async def end(self, guest: Guest) -> None:
+        if guest.console:
+            await asyncio.to_thread(self._log.keep, "console", Path(guest.console))
         await self.host.end(guest)
+        self._log.mark("destroyed")
         self.inside.forget(guest.name)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -154,6 +160,11 @@ class Carried(Node):
             self._fail("failed", error)
             return
         self._seen = guest
+        if guest.ready_s:
+            identity_s = dict(guest.phases).get("identity", 0.0)
+            self._log.mark("clone_start", now_s=guest.started_s)
+            self._log.mark("clone_end", now_s=guest.ready_s - identity_s)
+            self._log.mark("customised", now_s=guest.ready_s)
         if known != "ready":
             took_s = (guest.ready_s or 0) - guest.started_s
             self._say("guest-ready", f"{guest.clone} clone, ready {took_s:.2f} s after its start; {guest.clone_why}")
@@ -199,6 +210,9 @@ class Carried(Node):
             await self._went_down(self._seen)
         if self.order.join and self._failure is None:
             self._beside.start()
+            self._log.mark("registered")
+        if self.inside.living(self.guest_name):
+            self._log.mark("first_task")
 
     async def _went_down(self, guest: Guest) -> None:
         why = _first_word(guest.end_file)
@@ -248,6 +262,7 @@ class Carried(Node):
         await self._stop_working()
         self._end_steps()
         await self._beside.stop()
+        await asyncio.to_thread(self._log.keep, "slurmd", self._beside.log)
         self._remove_sockets()
         for guest in (await self.report()).guests:
             await self.end(guest)
@@ -289,6 +304,7 @@ class Carried(Node):
         draft.replace(self._record)
 
     def _say(self, what: str, text: str) -> None:
+        self._log.say(f"{what}: {text}")
         self.journal.add(what, text, job_id=self.order.run.job_id, guest=self.guest_name, uid=self.order.uid)
         self.reporter.poke()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from carrel.daemons import transport
+from carrel.daemons.guestlogs import GuestLogs
 from carrel.daemons.guestnode import Carried, records
 from carrel.errors import CarrelError
 from carrel.model.guestnode import GuestNode, HostReport, Orders
@@ -23,6 +24,7 @@ LOOK_PERIOD_S = 0.25
 POLL_TIMEOUT_S = 30.0
 """More than the controller keeps a question."""
 RETRY_S = 1.0
+PRUNE_PERIOD_S = 3600.0
 
 _LOG = logging.getLogger("carreld")
 
@@ -46,6 +48,7 @@ class Hypervisor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             group.create_task(self._follow())
+            group.create_task(self._prune())
 
     async def _watch(self) -> None:
         """Look at the guests, and say when one changed."""
@@ -70,6 +73,16 @@ class Hypervisor:
         for guest in (await self._host.report()).guests:
             if guest.per == "node" and guest.node not in self._carried:
                 await self._host.end(guest)
+
+    async def _prune(self) -> None:
+        """Remove logs of guests that ended long ago."""
+        logs = GuestLogs(self._host.config.guests.logs)
+        while True:
+            try:
+                await asyncio.to_thread(logs.prune)
+            except (OSError, CarrelError) as error:
+                _LOG.warning("old logs of guests stay for now: %s", error)
+            await asyncio.sleep(PRUNE_PERIOD_S)
 
     async def _follow(self) -> None:
         failures = 0

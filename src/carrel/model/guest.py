@@ -73,6 +73,10 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The job's directories in the cgroup hierarchies that count or limit it; the guest's go below."""
     job_freezer: str = ""
     """The job's directory in the freezer hierarchy, which vanishes with the job; empty: Slurm uses no cgroups."""
+    address: str = ""
+    """The address that was taken from a pool for a guest that is a node; empty: the driver finds out."""
+    facts: dict[str, str] = {}
+    """What a guest that is a node is told, by name. Everybody in the guest can read it: never a secret."""
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the file on its node that says why the guest is gone, once it is."""
     tasks: int = 0
     """Tasks inside right now."""
+    address: str = ""
+    """Where a guest that is a node is reached."""
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):

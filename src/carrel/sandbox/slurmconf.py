@@ -223,7 +223,12 @@ def carrel_toml(place: Place, image_store: Path) -> str:
     layout = place.layout
     ours: dict[str, dict[str, str | float]] = {
         "slurm": {"conf": str(layout.slurm_conf), "spool_dir": f"{layout.root}/spool/{{node}}"},
-        "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
+        "guests": {
+            "accelerator": "tcg",
+            "boot_timeout_s": 60.0,
+            "map_dir": f"{layout.root}/maps",
+            "logs.dir": f"{layout.root}/guest-logs",
+        },
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
         "metrics": {"root": f"{layout.root}/metrics"},

@@ -38,7 +38,7 @@ class Beside:
         self._slurm = slurm
         self._node = node
         self._note = directory / "slurmd"
-        self._log = directory / "slurmd.stderr"
+        self.log = directory / "slurmd.stderr"
         self._child: _Slurmd | None = None
 
     def pid(self) -> Pid | None:
@@ -65,7 +65,7 @@ class Beside:
         if program is None:
             raise NodeFaultError("this host has no slurmd; is Slurm's package for compute nodes installed?")
         env = {**os.environ, **({"SLURM_CONF": self._slurm.conf} if self._slurm.conf else {})}
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._child = _Slurmd(
                 ["/bin/sh", "-c", _NOTE_AND_BECOME, str(self._note), program, "-D", "-N", self._node],
                 stdin=subprocess.DEVNULL,

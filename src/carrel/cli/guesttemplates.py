@@ -1,0 +1,83 @@
+"""``carrel guest templates``: whether a template file is right, and what its sections and guests come to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from carrel import config
+from carrel.cli import output
+from carrel.core import templates as core
+from carrel.drivers.vsphere.settings import Settings
+from carrel.errors import NotFoundError
+from carrel.model.template import GuestTemplate
+
+File = Annotated[Path | None, Parameter(help="The template file; by default drivers.vsphere.template_file.")]
+Section = Annotated[str, Parameter(show_default=False, help="Show every key of this section.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="For programs.")]
+
+
+class TemplateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A section, or a named guest, with all that it inherits in place."""
+
+    name: str
+    kind: str
+    """``section`` or ``guest``."""
+    template: GuestTemplate
+
+
+def templates(file: File = None, /, *, section: Section = "", as_json: Json = False) -> None:
+    """Check a template file of guests that are nodes, and show what its sections and named guests come to.
+
+    A section of the file is what --guest names with a driver whose guests are virtual machines of a hypervisor.
+    """
+    path = file or Path(config.driver_settings(config.load(), "vsphere", Settings).template_file)
+    try:
+        found = core.parse(path.read_text(), where=str(path))
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}; see docs/reference/template-file.md") from error
+    rows = [TemplateRow(name=name, kind="section", template=one) for name, one in found.sections.items()]
+    rows += [TemplateRow(name=one.name, kind="guest", template=one.template) for one in found.guests]
+    if section:
+        found.section(section)
+        rows = [row for row in rows if (row.name, row.kind) == (section, "section")]
+    if as_json:
+        output.objects(rows)
+    elif section:
+        output.fields([("section", section), *_written(rows[0].template)])
+    else:
+        _print(path, rows)
+
+
+def _written(template: GuestTemplate) -> list[tuple[str, object]]:
+    return [(field.name, _shown(getattr(template, field.name))) for field in msgspec.structs.fields(template)]
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _print(path: Path, rows: Sequence[TemplateRow]) -> None:
+    titles = ("NAME", "KIND", "TEMPLATE", "CLONE", "CPUS", "MEMORY", "PLACE", "DATASTORE", "ADDRESS", "MAY HOLD KEY")
+    output.table(titles, [_row(row) for row in rows])
+    output.say(f"{path}: ok, {_counted(rows, 'section')} and {_counted(rows, 'guest')}")
+
+
+def _row(row: TemplateRow) -> tuple[object, ...]:
+    one = row.template
+    memory = output.size(one.memory_mib * 2**20) if one.memory_mib else "as asked"
+    return (
+        *(row.name, row.kind, one.template or "-", one.clone, one.cpus or "as asked", memory),
+        *(one.host or one.cluster or "-", one.datastore or "-"),
+        "dhcp" if one.dhcp else one.address or "from the pool",
+        "yes" if one.trusted else "no",
+    )
+
+
+def _counted(rows: Sequence[TemplateRow], kind: str) -> str:
+    many = sum(row.kind == kind for row in rows)
+    return f"{many} {kind}{'' if many == 1 else 's'}"
