@@ -116,7 +116,7 @@ def test_cpu_memory_writes_and_network_of_a_job_are_right(box: Sandbox, user: Us
 def test_a_job_in_a_guest_is_seen_rightly_from_inside_and_from_outside(box: Sandbox, user: User, known: Path) -> None:
     node = box.nodes[0]
     words = ["-w", node, "-c2", "--mem=900", "--guest=debian12", "--guest-clone=linked"]
-    job_id = start(box, user, f"exec {known} 1500 300 100 20 /tmp/known.data 500", *words)
+    job_id = start(box, user, f"exec {known} 1500 300 100 20 /tmp/known.data 5000", *words)
     segment = folder_of(box, user.name, job_id) / f"samples.{node}.guest.seg"
     wait_for(lambda: segment.exists() and Survey(segment, node=node, view="guest").rows > 2)
     box.restart(f"carreld@{node}", signal.SIGKILL)  # the next one looks into the same guest

@@ -19,6 +19,7 @@ from carrel.core.guests import living
 from carrel.daemons import people, sinks
 from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.held import HeldGroups
 from carrel.daemons.hints import Hints
 from carrel.daemons.inside import GuestViews
 from carrel.daemons.ldms import LdmsSampler
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 FACTS_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 10.0
-ATTACH_POLL_S = 0.02
+ATTACH_PAUSE_S, ATTACH_PAUSE_MAX_S = 0.02, 1.0
 RETRY_S = 30.0
 WISHES_S = 3600.0
 """Longer than the controller repeats a wish."""
@@ -63,6 +64,7 @@ class JobMetrics:
         self._node = node
         self._settings = node.config.metrics
         self._records = SampledJobs(node.directory / "sampled")
+        self._held = HeldGroups(node.directory / "held")
         self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
         self._hints = Hints(node.directory / "hints")
         self._failures = Failures()
@@ -304,12 +306,14 @@ class JobMetrics:
         self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
         self._attached = {manager for manager in self._attached if manager.alive}
-        for step in steps:
+        for step in steps if self._settings.enabled else ():
             self.begin(step.job_id)
             if step.manager not in self._attached and step.manager not in self._attaching:
                 self._attaching[step.manager] = task = asyncio.ensure_future(self._attach(step))
                 task.add_done_callback(partial(_forget, self._attaching, step.manager))
         self._resume()
+        known = {run.job_id for run, job in self._jobs.items() if not job.ended}
+        self._held.release(self._living | self._beginning.keys() | known)
 
     def _resume(self) -> None:
         """Sample what should be and is not: a carreld or a sampler died, or the disk was full when the job began."""
@@ -347,8 +351,18 @@ class JobMetrics:
         self._alive.add(job.key)
         if not self._jobs[job.key].ended:
             self._retry_at_s[job.key] = time.monotonic() + RETRY_S
-            await self._add(self._jobs[job.key])
+            if await self._add(self._jobs[job.key]):
+                await self._take_over(job.key)
             await self._describe(job)
+
+    async def _take_over(self, run: JobKey) -> None:
+        """Count what was kept of a job while Slurm was asked whose it is: its tasks may be gone already."""
+        groups, sampler = self._held.of(run.job_id), self._sampling.sampler
+        if groups.any and sampler:
+            with contextlib.suppress(CarrelError, OSError, TimeoutError):
+                counted = await answer(sampler.adopt(run, groups))
+                self._remember(run, groups=counted)
+                self._held.hand_over(run.job_id)
 
     async def _describe(self, job: Job) -> None:
         """Add what nothing is decided on: its name and account."""
@@ -386,13 +400,17 @@ class JobMetrics:
     async def _attach(self, step: Step) -> None:
         """Count what a step counts, once its first task is in its groups."""
         deadline_s = time.monotonic() + ATTACH_TIMEOUT_S
+        pause_s = ATTACH_PAUSE_S
         while step.manager.alive and time.monotonic() < deadline_s:
             if (pid := task_of(step.manager)) and (beginning := self._beginning.get(step.job_id)):
+                with contextlib.suppress(OSError):  # it has just ended
+                    self._held.hold(step.job_id, cgroup.of_process(pid))
                 await asyncio.wait([beginning])
             if pid and await self._attach_to(step, pid):
                 self._attached.add(step.manager)
                 return
-            await asyncio.sleep(ATTACH_POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, ATTACH_PAUSE_MAX_S)
 
     async def _attach_to(self, step: Step, pid: int) -> bool:
         sampler = self._sampling.sampler
@@ -400,6 +418,7 @@ class JobMetrics:
         if sampler is None or not runs:
             return False
         run = max(runs)
+        await self._take_over(run)
         try:
             # Without groups, the step is what its manager has started.
             whose = pid if cgroup.of_process(pid).any else step.manager.number
