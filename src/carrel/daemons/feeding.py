@@ -24,7 +24,7 @@ STEADY_S = 60.0
 """What has run for so long was well: it is started again at once."""
 STOP_TIMEOUT_S = 10.0
 STUCK_S = 60.0
-"""Its status is written each second."""
+"""Its status is written each second; the first one comes when it has started."""
 
 # The lowest priority; and the kernel ends it with carreld, which would otherwise start a second one.
 _CHILD = (
@@ -51,6 +51,7 @@ class Feeding:
         self._settings = settings
         self._node = node
         self._last_words = ""
+        self._began_s = time.time()
 
     async def run(self) -> None:
         """Keep it alive until cancelled; without sinks, only until what earlier ones left is tidied up."""
@@ -111,7 +112,7 @@ class Feeding:
         return tuple(_with_fault(known.get(name, SinkStatus(name=name)), fault) for name in names)
 
     def _fault(self, found: ShippingStatus | None) -> str:
-        if found is not None and time.time() - found.time_s < STUCK_S:
+        if time.time() - max(found.time_s if found else 0.0, self._began_s) < STUCK_S:
             return ""
         return f"no process feeds the sinks; the last one said: {self._last_words or 'nothing'}"
 

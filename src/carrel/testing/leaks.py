@@ -113,6 +113,10 @@ def _stepd_of(task: int) -> Pid | None:
     return _pid(parent) if is_stepd else None
 
 
+_OF_DAEMONS = ("slurmscriptd", "carrel.cli.main serve sinks")
+"""Second processes of daemons: of slurmctld, and of a carreld that has sinks."""
+
+
 def _processes(box: Sandbox) -> Iterator[str]:
     facts = box.facts()
     known = {daemon.pid for daemon in facts.daemons}
@@ -121,7 +125,7 @@ def _processes(box: Sandbox) -> Iterator[str]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue
-        if words and "slurmscriptd" not in words:  # a second process of slurmctld
+        if words and not any(part in words for part in _OF_DAEMONS):
             yield f"process {pid}: {words[:120]}"
 
 
