@@ -71,6 +71,15 @@ def test_a_job_whose_patience_ended_is_not_passed_any_more() -> None:
     assert begun(queue, hosts, now_s=FAST.patience_s) == ["big"]
 
 
+def test_an_impatient_job_that_leaves_keeps_nobody_waiting() -> None:
+    queue = queue_of(job("big", demand=Demand(cpus=4, memory_bytes=1)), job("small", since_s=1))
+    hosts = site(4)
+    hosts.take("h0", cpus=2, memory_bytes=1)
+    assert begun(queue, hosts, now_s=FAST.patience_s) == []
+    queue.remove("big")
+    assert begun(queue, hosts, now_s=FAST.patience_s) == ["small"]
+
+
 def test_a_job_that_waits_for_a_host_to_come_back_stops_nobody() -> None:
     queue = queue_of(job("big", demand=Demand(cpus=4, memory_bytes=1)), job("small", since_s=1))
     hosts = site(4, 2)

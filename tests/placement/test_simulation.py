@@ -160,7 +160,10 @@ def test_a_trace_says_when_how_long_and_how_wide_jobs_were() -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["1 2 3", "1 0 5 sixty 4 -1 -1 4 100 -1 1 1 1 1 1 1 -1 -1"])
+@pytest.mark.parametrize(
+    "line",
+    ["1 2 3", "1 0 5 sixty 4 -1 -1 4 100 -1 1 1 1 1 1 1 -1 -1", "1 nan 5 60 4 -1 -1 4 100 -1 1 1 1 1 1 1 -1 -1"],
+)
 def test_a_line_that_is_no_job_is_named_by_its_number(line: str) -> None:
     with pytest.raises(CarrelError, match=r"line 2: .* is no job of the Standard Workload Format"):
         list(read_swf(["; head", line], SIZES))
@@ -242,6 +245,9 @@ def test_the_limits_are_those_of_the_configuration(
     [
         (("--hosts=ten",), 2, "--hosts 'ten': give COUNTxCPUS:MEMORY, like 10x32:128G"),
         (("--clone=half",), 2, "--clone 'half': give instant, linked or full"),
+        (("--clone=full=-1",), 2, "--clone 'full=-1'"),
+        (("--burst=0",), 2, "--burst"),
+        (("--failures=1",), 2, "--failures"),
         (("--clone=full=soon",), 2, "--clone 'full=soon'"),
         (("--cpus=1,x",), 2, "--cpus '1,x': give sizes of jobs like 1,2,4"),
         (("--cpu-overcommit=0",), 2, "overcommit of 0.0"),

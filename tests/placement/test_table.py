@@ -62,6 +62,32 @@ def test_of_a_hundred_askers_at_once_exactly_as_many_get_a_place_as_there_are(ta
     assert [host.cpus_used for host in table.hosts()] == [20, 10, 7]
 
 
+def test_a_table_that_somebody_keeps_locked_loses_no_asker(table: HostTable) -> None:
+    answers: list[Answer] = []
+    other = sqlite3.connect(table._path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    threads = [
+        threading.Thread(target=lambda number=number: answers.append(take(table, f"run{number}")))
+        for number in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    assert [host.cpus_used for host in table_read(table)] == [0, 0, 0]
+    other.execute("ROLLBACK")
+    other.close()
+    for thread in threads:
+        thread.join(60)
+    assert [isinstance(answer, Here) for answer in answers] == [True] * 20
+
+
+def table_read(table: HostTable) -> list[Host]:
+    """What another process sees meanwhile: whoever reads waits for no writer."""
+    other = HostTable(table._path)
+    found = other.hosts()
+    other.close()
+    return found
+
+
 def _ask_until_killed(path: Path, number: int) -> None:
     table, random = HostTable(path), Random(number)
     while True:

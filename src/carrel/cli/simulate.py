@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 
 import msgspec
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from carrel import config
 from carrel.cli import output, shares
@@ -31,6 +32,9 @@ _HOSTS = re.compile(r"(\d+)x(\d+):(\S+)")
 _TOLD_EVERY = 20_000
 """Jobs between two lines of progress, or two changes of the one line."""
 
+_ONE_OR_MORE = Number(gte=1)
+_NOT_BELOW_0 = Number(gte=0)
+
 app = App(name="simulate", help="What a workload would see of a site of guests-as-nodes.")
 
 
@@ -42,26 +46,44 @@ def simulate(
         Parameter(show_default=False, help="Jobs in the Standard Workload Format, also as .gz; without, bursts."),
     ] = None,
     hosts: Annotated[
-        tuple[str, ...], Parameter(negative="", help="Hosts as COUNTxCPUS:MEMORY, 10x32:128G; repeat for other kinds.")
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Hosts as COUNTxCPUS:MEMORY; repeat for other kinds; without, 10x32:128G.",
+        ),
     ] = ("10x32:128G",),
-    policy: Annotated[tuple[Policy, ...], Parameter(negative="", help="Policies to compare.")] = (),
+    policy: Annotated[
+        tuple[Policy, ...], Parameter(negative="", show_default=False, help="Policies to compare; without, all.")
+    ] = (),
     clone: Annotated[
         tuple[str, ...],
-        Parameter(negative="", help="Kinds of clone to compare, with the seconds that one takes: instant=2."),
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Kinds of clone to compare, and the seconds that one takes; without, instant=1 linked=4 full=20.",
+        ),
     ] = (),
-    jobs: Annotated[int, Parameter(help="Bursts: how many jobs in all.")] = 1000,
-    burst: Annotated[int, Parameter(help="Bursts: how many come together.")] = 100,
-    every: Annotated[float, Parameter(help="Bursts: seconds from one to the next.")] = 300.0,
-    run: Annotated[float, Parameter(help="Bursts: mean run time in seconds; times are log-normal.")] = 300.0,
+    jobs: Annotated[int, Parameter(validator=_ONE_OR_MORE, help="Bursts: how many jobs in all.")] = 1000,
+    burst: Annotated[int, Parameter(validator=_ONE_OR_MORE, help="Bursts: how many come together.")] = 100,
+    every: Annotated[float, Parameter(validator=_NOT_BELOW_0, help="Bursts: seconds from one to the next.")] = 300.0,
+    run: Annotated[
+        float, Parameter(validator=_NOT_BELOW_0, help="Bursts: mean run time in seconds; times are log-normal.")
+    ] = 300.0,
     cpus: Annotated[str, Parameter(help="Bursts: sizes of jobs, each as likely as another.")] = "1,2,4,8",
-    guest_cpus: Annotated[int, Parameter(help="CPUs of the largest guest; 0: those of the smallest host.")] = 0,
+    guest_cpus: Annotated[
+        int, Parameter(validator=_NOT_BELOW_0, help="CPUs of the largest guest; 0: those of the smallest host.")
+    ] = 0,
     memory_per_cpu: Annotated[
         str, Parameter(help="Memory of a guest for each CPU, where a trace does not say.")
     ] = "2G",
     cpu_overcommit: Annotated[float, Parameter(help="How often a CPU may be promised; it costs no speed here.")] = 1.0,
-    failures: Annotated[float, Parameter(help="The part of clones that fail.")] = 0.0,
+    failures: Annotated[float, Parameter(validator=Number(gte=0, lt=1), help="The part of clones that fail.")] = 0.0,
     patience: Annotated[
-        float | None, Parameter(help="Seconds before a job is not passed by others; 0: nobody is ever passed.")
+        float | None,
+        Parameter(
+            validator=_NOT_BELOW_0, help="Seconds before a job is not passed by others; 0: nobody is ever passed."
+        ),
     ] = None,
     seed: Annotated[int, Parameter(help="Another seed is another history of the same kind.")] = 1,
     plot: Annotated[
@@ -181,10 +203,17 @@ def _clones(kinds: Sequence[str]) -> list[tuple[Clone, float]]:
     for kind in kinds or _CLONES:
         name, _, seconds = kind.partition("=")
         try:
-            found.append((msgspec.convert(name, Clone), float(seconds or _CLONES[name])))
+            found.append((msgspec.convert(name, Clone), _seconds(seconds or _CLONES[name])))
         except (KeyError, ValueError) as error:
             raise UsageError(f"--clone {kind!r}: give instant, linked or full, and the seconds like full=50") from error
     return found
+
+
+def _seconds(text: str | float) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(seconds)
+    return seconds
 
 
 def _numbers(text: str) -> tuple[int, ...]:

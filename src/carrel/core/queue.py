@@ -158,8 +158,10 @@ class Queue:
 
     def remove(self, key: str) -> Launch | None:
         """Forget a job; return its launch, which the caller unmakes. Absent before is fine."""
-        self._jobs.pop(key, None)
+        waiting = self._jobs.pop(key, None)
         self._reasons.pop(key, None)
+        if waiting is not None and _kind(waiting) == self._impatient:
+            self.freed()  # whom it kept from passing may go
         launch = self._launched.pop(key, None)
         if launch is not None:
             self._breakers.gave_up(launch.here.hosts, launch.waiting.image)

@@ -5,6 +5,7 @@ comments that begin with a semicolon. What is used of it: submission (2), run ti
 for (8), and memory in KiB for each processor, asked for (10) or used (7).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from random import Random
 
@@ -82,7 +83,7 @@ def read_swf(lines: Iterable[str], sizes: Sizes) -> Iterator[Arrival]:
             values = [float(field) for field in fields]
         except ValueError:
             values = []
-        if len(values) < _FIELDS:
+        if len(values) < _FIELDS or not all(map(math.isfinite, values)):
             raise CarrelError(
                 f"line {number}: {text[:40]!r} is no job of the Standard Workload Format ({_FIELDS} numbers)"
             )
