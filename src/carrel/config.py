@@ -113,17 +113,14 @@ class Prices(Section, frozen=True):
     """The price book; empty: ``prices.toml`` beside this file, or ``/etc/carrel/prices.toml``."""
 
 
-class Charge(Section, frozen=True):
-    """What a run is charged beyond its price, or given back of it."""
+class RefundPercent(Section, frozen=True):
+    """What is given back of a charge, by how the run ended."""
 
-    refund_percent: dict[Literal["NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "GUEST_FAIL"], Annotated[int, Percent]] = {
-        "NODE_FAIL": 100,
-        "BOOT_FAIL": 100,
-        "PREEMPTED": 100,
-        "GUEST_FAIL": 100,
-    }
-    """Given back, by how a run ended. ``GUEST_FAIL``: none of its guests could be started, and not by the user's fault.
-    A state that is not named gives nothing back."""
+    node_fail: Annotated[int, Percent] = 100
+    boot_fail: Annotated[int, Percent] = 100
+    preempted: Annotated[int, Percent] = 100
+    guest_fail: Annotated[int, Percent] = 100
+    """None of its guests could be started, and not by the user's fault."""
 
 
 class Bank(Section, frozen=True):
@@ -153,7 +150,7 @@ class Bank(Section, frozen=True):
     """How often the queue is looked at."""
     reconcile_period_s: float = 600.0
     """How often all that ended lately is compared with Slurm's accounting."""
-    charge: Charge = Charge()
+    refund_percent: RefundPercent = RefundPercent()
     prices: Prices = Prices()
 
 
