@@ -225,25 +225,26 @@ def _job(line: str, cluster: str) -> Job:
             submit_s=int(fields["SubmitTime"]),
             restart=int(fields["RestartCnt"]),
         ),
-        state=_state(fields["State"], int(fields["PriorityLong"])),
+        state=state(fields["State"], int(fields["PriorityLong"])),
         user=fields["UserName"],
         uid=int(fields["UserID"]),
         gid=int(fields["GroupID"]),
         partition=fields["Partition"],
         nodes=hostlist.expand(fields["NodeList"]),
-        time_limit_s=_seconds(fields["TimeLimit"]),
+        time_limit_s=seconds(fields["TimeLimit"]),
         slurm_state=fields["State"],
     )
 
 
-def _state(word: str, priority: int) -> JobState:
-    state = _LIVING.get(word, "ended")
-    if state == "pending" and priority == 0:
+def state(word: str, priority: int) -> JobState:
+    """Return what a word of squeue means; a job that waits with priority 0 is held."""
+    found = _LIVING.get(word, "ended")
+    if found == "pending" and priority == 0:
         return "held"
-    return state
+    return found
 
 
-def _seconds(limit: str) -> int | None:
+def seconds(limit: str) -> int | None:
     """Read ``days-hours:minutes:seconds``, shorter where the days or hours are 0; None: no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:
