@@ -155,6 +155,8 @@ def go_on(run: Seen, lien: LienView, due: Due | None, *, ref: str, stamp: str) -
         ref: The run's key in the ledger.
         stamp: A word that was never used: a price may be raised to an amount that it had before.
     """
+    if lien.state not in OPEN:
+        return ()  # a person has settled it
     bind = _bind(run.key.cluster, lien, user=run.user, job_id=run.array_job_id or run.key.job_id, ref=_name(run, ref))
     if run.state in {"pending", "held"}:
         return (*bind, *_reprice(run, lien, due, stamp=stamp))

@@ -18,6 +18,7 @@ from carrel import __version__
 from carrel.daemons import maps, munge, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
+from carrel.daemons.branch import Branch
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.report import NodeReport
 
@@ -42,6 +43,7 @@ class Service:
         silent_after_s: float,
         munge_socket: str,
         bank: Bank | None = None,
+        branch: Branch | None = None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -53,6 +55,7 @@ class Service:
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
             bank: The ledger and the prices; None: this site runs no bank.
+            branch: What works on that bank: its rounds, and what they could not charge.
         """
         self.board = board
         self.trusted = trusted
@@ -61,6 +64,7 @@ class Service:
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
         self.bank = bank
+        self.branch = branch
         self.started = datetime.now(UTC)
 
     def node_views(self) -> list[views.NodeView]:

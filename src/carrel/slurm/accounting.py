@@ -7,6 +7,7 @@ that were submitted in one second the earlier did not run for a second, and cost
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from carrel import process
@@ -49,7 +50,7 @@ async def of_jobs(slurm: Slurm, job_ids: Iterable[int]) -> Records:
     found = Records([], set(), [])
     wanted = sorted(set(job_ids))
     for at in range(0, len(wanted), _IDS_AT_ONCE):
-        part = await _ask(slurm, "-j", ",".join(map(str, wanted[at : at + _IDS_AT_ONCE])), "-S", "uts1")
+        part = await _ask(slurm, "-j", ",".join(map(str, wanted[at : at + _IDS_AT_ONCE])), "-S", _stamp(86400))
         found.ended.extend(part.ended)
         found.going.update(part.going)
         found.broken.extend(part.broken)
@@ -62,7 +63,7 @@ async def since(slurm: Slurm, start_s: int) -> Records:
     Raises:
         UnreachableError: slurmdbd did not answer.
     """
-    return await _ask(slurm, "-a", "-S", f"uts{start_s}")
+    return await _ask(slurm, "-a", "-S", _stamp(start_s))
 
 
 async def _ask(slurm: Slurm, *which: str) -> Records:
@@ -70,11 +71,18 @@ async def _ask(slurm: Slurm, *which: str) -> Records:
     command = [f"{slurm.bin_dir}/sacct", "-X", "-D", "-P", "-n", "--noconvert", f"--delimiter={part}"]
     try:
         text = await process.run_async(
-            [*command, "-o", ",".join(_FIELDS), *which], timeout_s=_ANSWER_TIMEOUT_S, env=environment(slurm)
+            [*command, "-o", ",".join(_FIELDS), *which],
+            timeout_s=_ANSWER_TIMEOUT_S,
+            env=environment(slurm) | {"TZ": "UTC"},
         )
     except CommandError as error:
         raise UnreachableError(f"slurm's accounting did not answer: {error}") from error
     return read(text, part=part)
+
+
+def _stamp(time_s: int) -> str:
+    """Return a time as sacct reads it; it knows local time alone, and is told that this is UTC."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def read(text: str, *, part: str) -> Records:

@@ -8,6 +8,7 @@ Every question has three answers: here it is, Slurm has none, and ``UnreachableE
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -151,6 +152,17 @@ class SlurmClient:
             if "disabled" in said or "batch jobs" in said:
                 raise RefusedError(f"job {job_id}: Slurm does not requeue it (interactive, or --no-requeue)") from error
             raise
+
+    async def hold(self, job_id: int, mark: str) -> None:
+        """Keep a waiting job from starting; its user cannot release it. One that is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self._ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}", "Priority=0")
+
+    async def release(self, job_id: int, mark: str) -> None:
+        """Let a held job start; one that runs or is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self._ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}")
+            await self._ask("scontrol", "release", str(job_id))
 
     async def addresses(self) -> dict[str, str]:
         """Return each node's address as Slurm uses it (``NodeAddr``)."""
