@@ -128,7 +128,7 @@ class Settling:
     async def _correction(self, used: Used, lien: LienView, due: Due) -> tuple[AnyCommand, ...]:
         """Return what charges anew a run of which more is known now than when it was charged.
 
-        After a crash slurmctld may run a job again that had ended, and slurmdbd then has its second life in place of its
+        After a crash slurmctld may run a job again that had ended; slurmdbd then has its second life in place of the
         first. A person's word stands, and so does a charge by prices that were in force.
         """
         if due.amount_micro_su == lien.charged_micro_su:
