@@ -2,8 +2,7 @@
 -- unix socket, one sentence to the user. slurmctld holds its locks meanwhile, so it waits no longer than deadline_ms;
 -- on silence bank.offline of carrel.toml decides (docs/reference/submit.md). It is read again when its time changes.
 
-local unix = require "socket.unix"
-local clock = require("socket").gettime
+local unix, clock = require "socket.unix", require("socket").gettime
 
 local VIOLATES_POLICY = 2050 -- ESLURM_ACCOUNTING_POLICY
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
@@ -23,30 +22,25 @@ local function lines(path)
   return file and file:lines() or function() end
 end
 
-local function read_settings()
-  local section = ""
-  for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
-    section = line:match("^%s*%[([^%]]*)%]") or section
-    local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
-    if section == "bank" and key and settings[key] then settings[key] = value end
-  end
+local section = ""
+for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
+  section = line:match("^%s*%[([^%]]*)%]") or section
+  local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
+  if section == "bank" and key and settings[key] then settings[key] = value end
 end
 
 -- Returns the words of the answer, or nil: nobody answered in time.
 local function ask(question)
-  local now_s = clock()
-  local until_s = now_s + tonumber(settings.deadline_ms) / 1000
-  if silences >= MISSES and now_s < ask_again_s then return nil end
+  local until_s = clock() + tonumber(settings.deadline_ms) / 1000
+  if silences >= MISSES and clock() < ask_again_s then return nil end
   local socket = unix.stream and unix.stream() or unix()
   local function bounded() socket:settimeout(math.max(0, until_s - clock())) end
   bounded()
   local answer = socket:connect(settings.socket)
-  if answer then
-    bounded()
-    answer = socket:send(question .. "\n")
-    bounded()
-    answer = answer and socket:receive("*l")
-  end
+  bounded()
+  answer = answer and socket:send(question .. "\n")
+  bounded()
+  answer = answer and socket:receive("*l")
   socket:close()
   local word, rest = tostring(answer or ""):match("^(%l+)\t(.*)$")
   if not word or word == "away" then
@@ -142,8 +136,7 @@ function slurm_job_modify(job_desc, job_rec, _, modify_uid)
   local token, held = (job_rec.admin_comment or ""):match("^bank=([^;]*)(.*)$")
   if settings.enabled ~= "true" or not token or modify_uid == 0 then return slurm.SUCCESS end
   local words = { "token=" .. token, ("uid=%.0f"):format(modify_uid), ("job=%.0f"):format(job_rec.job_id) }
-  local before = #words
-  local asked = question("modify", words, job_desc)
+  local before, asked = #words, question("modify", words, job_desc)
   local release = held == ";held" and job_desc.priority and not UNSET[job_desc.priority] and job_desc.priority > 0
   if #words == before and not release then return slurm.SUCCESS end
   local word, rest = ask(asked .. (release and "\31release=1" or ""))
@@ -152,5 +145,4 @@ function slurm_job_modify(job_desc, job_rec, _, modify_uid)
   return VIOLATES_POLICY
 end
 
-read_settings()
 return slurm.SUCCESS

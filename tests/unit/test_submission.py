@@ -83,7 +83,7 @@ def test_the_lua_and_the_configuration_have_the_same_defaults() -> None:
 
 
 def test_the_lua_is_short() -> None:
-    assert len(LUA.splitlines()) <= 160
+    assert len(LUA.splitlines()) <= 150
 
 
 def line(**changes: str) -> str:
