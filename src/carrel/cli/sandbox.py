@@ -25,6 +25,10 @@ Dir = Annotated[Path | None, Parameter(help="Its directory: absent or empty, on 
 Hosts = Annotated[int, Parameter(help="How many hypervisor hosts: guests on them are Slurm nodes (--guest-per=node).")]
 Netns = Annotated[bool, Parameter(negative=(), help="Own network and host name for each node. Needs root.")]
 Slurmdbd = Annotated[bool, Parameter(negative=(), help="With accounting: MariaDB, slurmdbd, the account demo.")]
+Bank = Annotated[
+    bool,
+    Parameter(negative=(), help="With the bank: jobs are priced, refused and charged; the account demo has 1000 SU."),
+]
 Proctrack = Annotated[Literal["linuxproc", "cgroup"], Parameter(help="cgroup: jobs are confined too. Needs root.")]
 Guests = Annotated[bool | None, Parameter(negative="--no-guests", help="With carreld and carrelctld. Needs root.")]
 
@@ -37,6 +41,7 @@ def run(
     hosts: Hosts = 0,
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
+    bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
 ) -> int:
@@ -53,6 +58,7 @@ def run(
         hosts=hosts,
         netns=netns,
         slurmdbd=slurmdbd,
+        bank=bank,
         proctrack=proctrack,
         guests=_guests(asked=guests),
         say=_say,
@@ -78,6 +84,7 @@ def up(
     hosts: Hosts = 0,
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
+    bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
 ) -> None:
@@ -88,6 +95,7 @@ def up(
         hosts=hosts,
         netns=netns,
         slurmdbd=slurmdbd,
+        bank=bank,
         proctrack=proctrack,
         guests=_guests(asked=guests),
         detached=True,

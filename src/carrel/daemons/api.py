@@ -16,7 +16,9 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from carrel import __version__
 from carrel.daemons import hosts_api, maps, munge, views
+from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
+from carrel.daemons.branch import Branch
 from carrel.daemons.hosts import HostDesk
 from carrel.daemons.wishes import Wishes
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
@@ -45,6 +47,8 @@ class Service:
         munge_socket: str,
         desk: HostDesk,
         exchange: Callable[[HostReport, str], Awaitable[Orders]] | None = None,
+        bank: Bank | None = None,
+        branch: Branch | None = None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -57,6 +61,8 @@ class Service:
             munge_socket: Munge's socket; empty: its own default.
             desk: The hosts of guests-as-nodes.
             exchange: Takes what a host says of itself, and returns what it shall carry; None: there are no hosts.
+            bank: The ledger and the prices; None: this site runs no bank.
+            branch: What works on that bank: its rounds, and what they could not charge.
         """
         self.board = board
         self.trusted = trusted
@@ -67,6 +73,8 @@ class Service:
         self.wishes = Wishes()
         self.desk = desk
         self.exchange = exchange
+        self.bank = bank
+        self.branch = branch
         self.started = datetime.now(UTC)
 
     async def caller(self, request: AnyRequest) -> int:

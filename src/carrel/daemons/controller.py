@@ -18,7 +18,9 @@ from typing import Any
 from carrel import config
 from carrel.config import Config
 from carrel.daemons import maps, transport
+from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
+from carrel.daemons.branch import Branch
 from carrel.daemons.hosts import HostDesk
 from carrel.daemons.reconcile import Reconciler
 from carrel.errors import CarrelError
@@ -50,6 +52,7 @@ class Controller:
         self._addresses_at_s = 0.0
         self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
         self._changed = asyncio.Event()
+        self._branch = Branch(settings, Bank(settings)) if settings.bank.enabled else None
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
         self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
         self._reconciler: Reconciler | None = None
@@ -69,6 +72,8 @@ class Controller:
         works = [asyncio.create_task(self._keep_maps())]
         if self._reconciler:
             works.append(asyncio.create_task(self._reconciler.run()))
+        if self._branch is not None:
+            await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
         try:
             await server.serve(sockets=[listening])
@@ -76,6 +81,9 @@ class Controller:
             for work in works:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
+            if self._branch is not None:
+                await self._branch.close()
+                _remove_socket(Path(self._settings.bank.socket))
             listening.close()
             if where.path:
                 _remove_socket(Path(where.path))
@@ -113,6 +121,8 @@ class Controller:
             munge_socket=self._settings.controller.munge_socket,
             desk=self.desk,
             exchange=self._reconciler.exchange if self._reconciler else None,
+            bank=self._branch.bank if self._branch else None,
+            branch=self._branch,
         )
         return Server(
             uvicorn.Config(

@@ -17,12 +17,13 @@ from carrel import paths
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
 from carrel.hosts import table
 from carrel.process import CommandError, run
-from carrel.sandbox import database, netns, slurmconf, teardown
+from carrel.sandbox import bank, database, netns, slurmconf, teardown
 from carrel.sandbox.children import POLL_S, Children, Recipe, accepts, listens
 from carrel.sandbox.layout import Layout
 from carrel.sandbox.slurmconf import NODE_CPUS, Place
 from carrel.sandbox.spec import Daemon, Facts, Spec
 
+_SUBMIT_SCRIPT = "job_submit.lua"
 _PORT_BLOCKS = range(20000, 32000, 64)
 """Below the kernel's ephemeral ports, so that no outgoing connection sits on ours."""
 _LIBEXEC_FILES = ("carrel-enter", "carrel-agent", "carrel-guard", "carrel-hook", "spank_carrel.so")
@@ -77,7 +78,9 @@ class Assembly:
                 for name in self.place.hosts
             ]
             table.HostTable(self.layout.hosts_table).put(hosts)
+        if self._spec.guests or self._spec.bank:
             self._children.spawn(self._carrelctld())
+        if self._spec.guests:
             for node in (*self.place.nodes, *self.place.hosts):
                 self._children.spawn(self._carreld(node))
         first(self._slurmctld(fresh=True), timeout_s)
@@ -86,9 +89,7 @@ class Assembly:
         for node in self.place.nodes:
             self._children.wait_ready(f"slurmd@{node}", timeout_s=timeout_s)
         self._wait_idle(timeout_s)
-        if self._spec.guests:
-            for node in (*self.place.nodes, *self.place.hosts):
-                self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
+        self._wait_ours(timeout_s)
 
     def start_one(self, name: str, *, timeout_s: float) -> None:
         """Start a daemon again after it ended; one that runs is left alone. slurmctld keeps its state."""
@@ -136,6 +137,8 @@ class Assembly:
                 raise RefusedError("guests need root: carreld runs guests as other users; see: --no-guests")
             if self._spec.proctrack == "cgroup":
                 raise RefusedError("--proctrack cgroup needs root: only root writes to the cgroup tree")
+        if self._spec.bank and not (paths.libexec() / _SUBMIT_SCRIPT).exists():
+            raise NodeFaultError(f"{paths.libexec()}: no {_SUBMIT_SCRIPT}; see: make native")
         if self._spec.guests and (absent := [name for name in _LIBEXEC_FILES if not (paths.libexec() / name).exists()]):
             raise NodeFaultError(
                 f"{paths.libexec()}: no {', '.join(absent)}; see: make native, or start without guests: --no-guests"
@@ -152,12 +155,14 @@ class Assembly:
             "plugstack.conf": slurmconf.plugstack_conf(layout) if self._spec.guests else "",
             "carrel.toml": slurmconf.carrel_toml(place, paths.image_store()),
         }
-        if place.pool:
-            files["job_submit.lua"] = slurmconf.job_submit(layout)
+        if place.pool or self._spec.bank:
+            files[_SUBMIT_SCRIPT] = (paths.libexec() / _SUBMIT_SCRIPT).read_text()
         if self._network:
             files["hosts"] = self._network.hosts(place.host)
         for name, text in files.items():
             (layout.etc / name).write_text(text)
+        if self._spec.bank:
+            bank.install(place)
         if self._spec.slurmdbd:
             (layout.etc / "slurmdbd.conf").touch(mode=0o600)
             (layout.etc / "slurmdbd.conf").write_text(slurmconf.slurmdbd_conf(place))
@@ -201,6 +206,7 @@ class Assembly:
             name="slurmctld",
             command=("slurmctld", "-D", *(["-c"] if fresh else [])),
             log=self.layout.log / "slurmctld.stderr",
+            env={"CARREL_LIBEXEC": str(paths.libexec())},
             ready=accepts(self.place.controller_address, self.place.base_port),
         )
 
@@ -231,6 +237,21 @@ class Assembly:
 
     def _on(self, node: str, *command: str) -> tuple[str, ...]:
         return self._network.in_node(node, command, hosts=self.layout.etc / "hosts") if self._network else command
+
+    def _wait_ours(self, timeout_s: float) -> None:
+        """Wait for our own daemons; the bank is ready when Slurm has described its cluster to it."""
+        if self._spec.guests:
+            for node in (*self.place.nodes, *self.place.hosts):
+                self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
+        if self._spec.bank:
+            self._children.wait_ready("carrelctld", timeout_s=timeout_s)
+            deadline = time.monotonic() + timeout_s
+            while not bank.ready(self.place):
+                if time.monotonic() > deadline:
+                    raise CarrelError(
+                        f"the bank is not ready after {timeout_s:g} s; see {self.layout.log}/carrelctld.log"
+                    )
+                time.sleep(POLL_S)
 
     def _wait_idle(self, timeout_s: float) -> None:
         """Wait for Slurm's own word: before it, the first job waits for a scheduling cycle of three seconds."""

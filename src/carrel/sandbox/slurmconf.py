@@ -75,6 +75,8 @@ def slurm_conf(place: Place) -> str:
         parts.append(_hooks(place.layout))
     if spec.slurmdbd:
         parts.append(_accounting(place))
+    if spec.bank or spec.hosts:
+        parts.append("JobSubmitPlugins=lua\n")
     parts += [spec.extra_conf.rstrip() + "\n", _nodes(place)]
     if spec.hosts:
         parts.append(_pool(place))
@@ -142,7 +144,8 @@ def _hooks(layout: Layout) -> str:
 
 
 def _accounting(place: Place) -> str:
-    enforce = f"AccountingStorageEnforce={place.spec.enforce}\n" if place.spec.enforce else ""
+    enforced = place.spec.enforce or ("associations,limits,qos" if place.spec.bank else "")
+    enforce = f"AccountingStorageEnforce={enforced}\n" if enforced else ""
     return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -159,7 +162,10 @@ def _nodes(place: Place) -> str:
         address, port = place.node_endpoint(node)
         host = node if place.addresses else place.host
         lines.append(f"NodeName={node} NodeHostname={host} NodeAddr={address} Port={port}")
-    lines.append(f"PartitionName=main Nodes={','.join(place.nodes)} Default=YES MaxTime=INFINITE State=UP")
+    # Without a time limit a job has no price.
+    default_time = " DefaultTime=60" if place.spec.bank else ""
+    names = ",".join(place.nodes)
+    lines.append(f"PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE{default_time} State=UP")
     return "\n".join(lines) + "\n"
 
 
@@ -167,14 +173,14 @@ def _pool(place: Place) -> str:
     """Return what guests-as-nodes need; docs/how-to/guests-as-nodes.md has the same lines for a site."""
     shape = "CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=256000"
     names = ",".join(place.pool)
+    default_time = " DefaultTime=60" if place.spec.bank else ""
     lines = [
-        "JobSubmitPlugins=lua",
         "SuspendProgram=/bin/true\nResumeProgram=/bin/true",
         "SuspendTime=INFINITE\nSuspendTimeout=1\nResumeTimeout=60",
         "SlurmctldParameters=idle_on_node_suspend",
         "PrivateData=cloud",
         *(f"NodeName={name} Port={place.pool_port(name)} State=CLOUD {shape}" for name in place.pool),
-        f"PartitionName=guests Nodes={names} MaxTime=INFINITE SuspendTime=31536000 State=UP",
+        f"PartitionName=guests Nodes={names} MaxTime=INFINITE{default_time} SuspendTime=31536000 State=UP",
     ]
     return "\n".join(lines) + "\n"
 
@@ -195,24 +201,6 @@ def plugstack_conf(layout: Layout) -> str:
     )
 
 
-def job_submit(layout: Layout) -> str:
-    """Return job_submit.lua: what a site has, with this sandbox's paths."""
-    return f"""\
-local PARTITION = "guests"
-local guest_node = dofile("{layout.libexec}/guest_node.lua")
-
-function slurm_job_submit(job, _, _)
-    return guest_node.submit(job, PARTITION) and slurm.SUCCESS or slurm.ERROR
-end
-
-function slurm_job_modify(change, job, _, uid)
-    return guest_node.modify(change, job, uid, PARTITION) and slurm.SUCCESS or slurm.ERROR
-end
-
-return slurm.SUCCESS
-"""
-
-
 def hook_script(layout: Layout, role: str) -> str:
     """Return the Prolog or Epilog: Slurm passes it no arguments, so the role stands here."""
     return f"#!/bin/sh\nCARREL_CONFIG={layout.carrel_conf} exec {layout.libexec}/carrel-hook {role}\n"
@@ -221,7 +209,7 @@ def hook_script(layout: Layout, role: str) -> str:
 def carrel_toml(place: Place, image_store: Path) -> str:
     """Return carrel.toml. Lines of the caller come last; a table of theirs may be one of ours."""
     layout = place.layout
-    ours: dict[str, dict[str, str | float]] = {
+    ours: dict[str, dict[str, str | float | bool]] = {
         "slurm": {"conf": str(layout.slurm_conf), "spool_dir": f"{layout.root}/spool/{{node}}"},
         "guests": {
             "accelerator": "tcg",
@@ -236,13 +224,28 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
     if place.hosts:
-        ours["guest_nodes"] = {
-            "hosts": ",".join(place.hosts),
+        ours["guest_nodes"] = {"hosts": ",".join(place.hosts)}
+    if place.spec.bank:
+        ours["bank"] = {
+            "enabled": True,
+            "database": f"{layout.bank}/ledger.db",
+            "dir": str(layout.bank),
+            "socket": str(layout.submit_socket),
+            "default_account": "" if place.spec.slurmdbd else "demo",
+            # A sandbox shares its machine with whatever else runs there.
+            "deadline_ms": 500,
+            "look_period_s": 0.5,
+            "reconcile_period_s": 5.0,
         }
     return _toml(ours, place.spec.carrel_conf)
 
 
-def _toml(ours: dict[str, dict[str, str | float]], extra: str) -> str:
+def prices_toml() -> str:
+    """Return the price book: a core for an hour is one unit, in every partition."""
+    return '[[version]]\nname = "sandbox"\nvalid_from = 2020-01-01\n\n[version.default]\nrates = { cpu = 1 }\n'
+
+
+def _toml(ours: dict[str, dict[str, str | float | bool]], extra: str) -> str:
     """Merge the caller's tables into ours: TOML forbids a table to appear twice."""
     more = msgspec.toml.decode(extra, type=dict[str, object]) if extra.strip() else {}
     lines = [

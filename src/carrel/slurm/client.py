@@ -8,6 +8,7 @@ Every question has three answers: here it is, Slurm has none, and ``UnreachableE
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -169,6 +170,17 @@ class SlurmClient:
                 raise RefusedError(f"job {job_id}: Slurm does not requeue it (interactive, or --no-requeue)") from error
             raise
 
+    async def hold(self, job_id: int, mark: str) -> None:
+        """Keep a waiting job from starting; its user cannot release it. One that is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self.ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}", "Priority=0")
+
+    async def release(self, job_id: int, mark: str) -> None:
+        """Let a held job start; one that runs or is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self.ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}")
+            await self.ask("scontrol", "release", str(job_id))
+
     async def addresses(self) -> dict[str, str]:
         """Return each node's address as Slurm uses it (``NodeAddr``)."""
         text = await self.ask("sinfo", "-h", "-a", "-N", "-O", field_format(("NodeList", "NodeAddr")))
@@ -243,13 +255,13 @@ def parsed(line: str, cluster: str) -> Job:
             submit_s=int(fields["SubmitTime"]),
             restart=int(fields["RestartCnt"]),
         ),
-        state=_state(fields["State"], int(fields["PriorityLong"])),
+        state=state(fields["State"], int(fields["PriorityLong"])),
         user=fields["UserName"],
         uid=int(fields["UserID"]),
         gid=int(fields["GroupID"]),
         partition=fields["Partition"],
         nodes=hostlist.expand(fields["NodeList"]),
-        time_limit_s=_seconds(fields["TimeLimit"]),
+        time_limit_s=seconds(fields["TimeLimit"]),
         # Tasks that wait are one job with a list of them.
         array_job_id=int(fields["ArrayJobID"]) if task.isdecimal() else 0,
         array_task_id=int(task) if task.isdecimal() else None,
@@ -257,14 +269,15 @@ def parsed(line: str, cluster: str) -> Job:
     )
 
 
-def _state(word: str, priority: int) -> JobState:
-    state = _LIVING.get(word, "ended")
-    if state == "pending" and priority == 0:
+def state(word: str, priority: int) -> JobState:
+    """Return what a word of squeue means; a job that waits with priority 0 is held."""
+    found = _LIVING.get(word, "ended")
+    if found == "pending" and priority == 0:
         return "held"
-    return state
+    return found
 
 
-def _seconds(limit: str) -> int | None:
+def seconds(limit: str) -> int | None:
     """Read ``days-hours:minutes:seconds``, shorter where the days or hours are 0; None: no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:

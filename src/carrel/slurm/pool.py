@@ -24,7 +24,7 @@ _FIELDS = ("tres", "Dependency", "Reservation", "Reason", "StartTime")
 """Beside the client's own: no user writes into these either, a reservation's name must exist."""
 _NODES_KEPT_S = 60.0
 
-_WISH = re.compile(r"\bAdminComment=carrel:(\S+)")
+_WISH = re.compile(r"\bAdminComment=(?:bank=[^;\s]*;(?:held;)?)?carrel:(\S+)")
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 
