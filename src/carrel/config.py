@@ -7,12 +7,17 @@ A driver's own settings are its own ``Struct``, decoded from ``[drivers.<name>]`
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from carrel import paths
 from carrel.errors import CarrelError
+
+Percent = Meta(ge=0, le=100)
+Deadline = Meta(ge=1, le=500)
+Hours = Meta(ge=0, le=1000)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,7 +113,44 @@ class Prices(Section, frozen=True):
     """The price book; empty: ``prices.toml`` beside this file, or ``/etc/carrel/prices.toml``."""
 
 
+class RefundPercent(Section, frozen=True):
+    """What is given back of a charge, by how the run ended."""
+
+    node_fail: Annotated[int, Percent] = 100
+    boot_fail: Annotated[int, Percent] = 100
+    preempted: Annotated[int, Percent] = 100
+    guest_fail: Annotated[int, Percent] = 100
+    """None of its guests could be started, and not by the user's fault."""
+
+
 class Bank(Section, frozen=True):
+    enabled: bool = False
+    """Price each job before it runs. ``job_submit.lua`` reads this, too: with false it asks nobody."""
+    database: str = "/var/lib/carrel/bank/ledger.db"
+    """The ledger: path of an SQLite file, or a connection string of PostgreSQL (``host=… dbname=…``)."""
+    dir: str = "/var/lib/carrel/bank"
+    """How far the accounting was read, and what ``carrelctld`` and ``job_submit.lua`` leave for each other with
+    ``offline = "open"``: the lease and the journal. On a disk."""
+    socket: str = "/run/carrel/submit.sock"
+    """Where ``job_submit.lua`` asks; only root and ``SlurmUser`` are answered."""
+    deadline_ms: Annotated[int, Deadline] = 50
+    """How long ``job_submit.lua`` waits for an answer: slurmctld waits with it."""
+    offline: Literal["closed", "open", "hold"] = "closed"
+    """What it does on silence: refuse the job; take it as far as the lease reaches; or take it and hold it, so that it
+    starts when the bank has answered."""
+    lease_hours: Annotated[int, Hours] = 1
+    """With ``open``: how many hours of all nodes, at most, each account sets aside for times of silence; but never more
+    than a tenth of what it has."""
+    uncovered: Literal["charge", "hold"] = "hold"
+    """What becomes of a waiting job without a lien whose account does not cover it: it is ``hold`` in the queue until
+    the account does, or it runs and is charged all the same. One that runs already is charged."""
+    default_account: str = ""
+    """Who pays for jobs that name no account where Slurm has no default one, as without slurmdbd."""
+    look_period_s: float = 2.0
+    """How often the queue is looked at."""
+    reconcile_period_s: float = 600.0
+    """How often all that ended lately is compared with Slurm's accounting."""
+    refund_percent: RefundPercent = RefundPercent()
     prices: Prices = Prices()
 
 

@@ -16,6 +16,7 @@ from litestar.status_codes import HTTP_202_ACCEPTED
 
 from carrel import __version__
 from carrel.daemons import maps, munge, views
+from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.report import NodeReport
@@ -40,6 +41,7 @@ class Service:
         changed: Callable[[], None],
         silent_after_s: float,
         munge_socket: str,
+        bank: Bank | None = None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -50,6 +52,7 @@ class Service:
             changed: Called when guests changed.
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
+            bank: The ledger and the prices; None: this site runs no bank.
         """
         self.board = board
         self.trusted = trusted
@@ -57,6 +60,7 @@ class Service:
         self.changed = changed
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
+        self.bank = bank
         self.started = datetime.now(UTC)
 
     def node_views(self) -> list[views.NodeView]:
