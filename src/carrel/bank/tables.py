@@ -102,7 +102,30 @@ TXN = Table(
 ENTRY = Table(name="entry", columns={"seq": "bigint", "account": "bigint", "amount": "bigint", "balance": "bigint"})
 KEY = Table(name="idempotency", columns={"key": "text", "request_hash": "bytea", "answer": "text", "at_s": "bigint"})
 
-TABLES = {table.name: table for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY)}
+TOKEN = Table(
+    name="token",
+    columns={
+        "name": "text",
+        "hash": "bytea",
+        "username": "text",
+        "scope": "text",
+        "note": "text",
+        "created_s": "bigint",
+        "expires_s": "bigint",
+        "revoked_s": "bigint",
+    }
+    | _VERSION,
+    key=("name",),
+)
+ALERT = Table(
+    name="alert",
+    columns={"project": "text", "percent": "bigint", "told": "bigint", "number": "bigint"} | _VERSION,
+    key=("project",),
+)
+
+TABLES = {
+    table.name: table for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY, TOKEN, ALERT)
+}
 ROWS: dict[type[Row], Table] = {
     Project: PROJECT,
     Member: MEMBER,

@@ -1,6 +1,6 @@
 """carrelctld's REST API. Its OpenAPI description is made from these handlers.
 
-Litestar is imported here and nowhere else, so that only the controller pays for it.
+Litestar is imported here and in what is served here (the bank), so that only the controller pays for it.
 """
 
 import time
@@ -15,18 +15,16 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_202_ACCEPTED
 
 from carrel import __version__
-from carrel.daemons import maps, munge, views
+from carrel.daemons import bank_api, callers, maps, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
-from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.daemons.desk import Desk
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.report import NodeReport
 
 AnyRequest = Request[Any, Any, Any]
 
-UNIX = "unix"
-"""The host part of ``scope["client"]`` of a peer on the unix socket; its port is the peer's uid, from the kernel."""
-
-_STATUS = {NotFoundError: 404, RefusedError: 403, UnreachableError: 503}
+_STATUS = {NotFoundError: 404, RefusedError: 403, UsageError: 400, UnreachableError: 503}
 
 
 class Service:
@@ -74,18 +72,7 @@ class Service:
 async def _caller(request: AnyRequest) -> int:
     """Return the caller's uid, or EVERYBODY for one that may see everything."""
     service: Service = request.app.state.service
-    client = request.scope["client"]
-    if client is not None and client[0] == UNIX:
-        uid = int(client[1])
-    else:
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        authorization = request.headers.get("authorization", "")
-        try:
-            uid = await munge.verify(
-                authorization, request.method, path, await request.body(), socket=service.munge_socket
-            )
-        except RefusedError as error:
-            raise HTTPException(status_code=401, detail=str(error)) from error
+    uid = await callers.uid_of(request, munge_socket=service.munge_socket)
     return EVERYBODY if uid in service.trusted else uid
 
 
@@ -182,6 +169,7 @@ def create(service: Service) -> Litestar:
             job_map,
             consoles,
             health,
+            bank_api.create(),
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
         exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
@@ -189,6 +177,9 @@ def create(service: Service) -> Litestar:
         request_max_body_size=64 * 2**20,
     )
     app.state.service = service
+    app.state.desk = (
+        Desk(service.bank, trusted=service.trusted, munge_socket=service.munge_socket) if service.bank else None
+    )
     return app
 
 
@@ -198,4 +189,17 @@ def _sentence(_request: AnyRequest, error: CarrelError) -> Response[views.ErrorV
 
 
 def _http_sentence(_request: AnyRequest, error: HTTPException) -> Response[views.ErrorView]:
-    return Response(views.ErrorView(error=error.detail.lower()), status_code=error.status_code)
+    return Response(
+        views.ErrorView(error=_with_places(error)), status_code=error.status_code, headers=error.headers or {}
+    )
+
+
+def _with_places(error: HTTPException) -> str:
+    """Return the sentence, with the fields of the request that it is about."""
+    places = [f"{found.get('key', '')}: {found['message']}" for found in _found(error)]
+    return "; ".join([error.detail, *places]).lower().replace("`", "'")
+
+
+def _found(error: HTTPException) -> list[dict[str, str]]:
+    extra = error.extra if isinstance(error.extra, list) else []
+    return [found for found in extra if isinstance(found, dict) and "message" in found]

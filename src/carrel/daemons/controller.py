@@ -83,7 +83,7 @@ class Controller:
         import uvicorn  # noqa: PLC0415
         from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415
 
-        from carrel.daemons import api  # noqa: PLC0415
+        from carrel.daemons import api, callers  # noqa: PLC0415
 
         class PeerProtocol(H11Protocol):
             """Tells the application which user is at the other end of a unix socket, as the kernel says."""
@@ -93,7 +93,7 @@ class Controller:
                 sock = opened.get_extra_info("socket")
                 if sock.family == socket.AF_UNIX:
                     _, uid, _ = peer(sock)
-                    self.client = (api.UNIX, uid)
+                    self.client = (callers.UNIX, uid)
 
         class Server(uvicorn.Server):
             """Leaves the signals to us: uvicorn's way is to raise them once more at its end."""

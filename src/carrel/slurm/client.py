@@ -18,9 +18,10 @@ import msgspec
 from carrel import process
 from carrel.config import Slurm
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.access import Associations
 from carrel.model.job import Job, JobKey, JobState
 from carrel.process import CommandError
-from carrel.slurm import hostlist
+from carrel.slurm import associations, hostlist
 
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
@@ -162,6 +163,26 @@ class SlurmClient:
         text = await self._ask("scontrol", "show", "config")
         pairs = (line.partition("=") for line in text.splitlines())
         return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+    async def associations(self) -> Associations | None:
+        """Return what Slurm's accounting says of people; None: this Slurm keeps no accounting.
+
+        Raises:
+            UnreachableError: slurmdbd did not answer.
+        """
+        show = ("sacctmgr", "-n", "-P", "show")
+        cluster = f"cluster={await self.cluster()}"
+        try:
+            said = await asyncio.gather(
+                self._ask(*show, "assoc", cluster, associations.ASSOC_FORMAT),
+                self._ask(*show, "account", "WithCoord", associations.ACCOUNT_FORMAT),
+                self._ask(*show, "user", associations.USER_FORMAT),
+            )
+        except UnreachableError as error:
+            if "accounting storage is disabled" in str(error) or "not running a supported" in str(error):
+                return None
+            raise
+        return associations.parse(*said)
 
     async def cluster(self) -> str:
         """Return the cluster's name; asked once, as it never changes while a slurmctld lives.

@@ -1,0 +1,23 @@
+-- What people ask for: their own charges, one job's, tokens for programs, and alerts that were given.
+CREATE INDEX lien_user ON lien (username, id);
+CREATE INDEX lien_job ON lien (job_id) WHERE job_id > 0;
+
+CREATE TABLE token (
+    name TEXT PRIMARY KEY,
+    hash BYTEA NOT NULL UNIQUE,
+    username TEXT NOT NULL,
+    scope TEXT NOT NULL CHECK (scope IN ('read', 'admin')),
+    note TEXT NOT NULL,
+    created_s BIGINT NOT NULL,
+    expires_s BIGINT NOT NULL,
+    revoked_s BIGINT NOT NULL,
+    version BIGINT NOT NULL
+);
+
+CREATE TABLE alert (
+    project TEXT PRIMARY KEY REFERENCES project (name),
+    percent BIGINT NOT NULL,
+    told BIGINT NOT NULL,
+    number BIGINT NOT NULL,
+    version BIGINT NOT NULL
+);
