@@ -104,9 +104,21 @@ async def _met(request: AnyRequest) -> tuple[Desk, Person]:
     return desk, await desk.callers.person(request)
 
 
-async def _admin(request: AnyRequest, what: str) -> tuple[Desk, Person]:
+async def _admin(request: AnyRequest, what: str, kind: Any = None) -> tuple[Desk, Person]:
+    """Return the desk and who stands before it, if they may change something.
+
+    Args:
+        request: The request.
+        what: They may do; for the sentence where they may not.
+        kind: What its body must be to the letter: Litestar would take ``"5"`` and ``5.0`` for an amount.
+    """
     desk, person = await _met(request)
     admins_only(person.writes, what)
+    if kind is not None:
+        try:
+            msgspec.json.decode(await request.body(), type=kind)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise UsageError(str(error).replace("`", "'").lower()) from error
     return desk, person
 
 
@@ -124,7 +136,7 @@ async def show_account(request: AnyRequest, account: FromPath[str]) -> views.Acc
 
 @post("/accounts", summary="Open an account", responses=_REFUSALS)
 async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key) -> Receipt:
-    desk, person = await _admin(request, "open an account")
+    desk, person = await _admin(request, "open an account", NewAccount)
     return await desk.do(
         OpenProject(
             key=key, actor=person.actor, project=data.account, parent=data.parent, cap_micro_su=data.cap_micro_su
@@ -139,7 +151,7 @@ async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key
     responses=_REFUSALS,
 )
 async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[NewCap], key: Key) -> Receipt:
-    desk, person = await _admin(request, "set a cap")
+    desk, person = await _admin(request, "set a cap", NewCap)
     return await desk.do(
         SetCap(
             key=key,
@@ -156,7 +168,7 @@ async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[Ne
 async def open_allocation(
     request: AnyRequest, account: FromPath[str], data: JSONBody[NewAllocation], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "open an allocation")
+    desk, person = await _admin(request, "open an allocation", NewAllocation)
     return await desk.do(
         OpenAllocation(key=key, actor=person.actor, project=account, allocation=data.allocation, **_terms(data))
     )
@@ -169,7 +181,7 @@ async def open_allocation(
     responses=_REFUSALS,
 )
 async def set_terms(request: AnyRequest, allocation: FromPath[str], data: JSONBody[NewTerms], key: Key) -> Receipt:
-    desk, person = await _admin(request, "change an allocation")
+    desk, person = await _admin(request, "change an allocation", NewTerms)
     return await desk.do(
         SetTerms(key=key, actor=person.actor, allocation=allocation, reason=data.reason, **_terms(data))
     )
@@ -177,7 +189,7 @@ async def set_terms(request: AnyRequest, allocation: FromPath[str], data: JSONBo
 
 @post("/accounts/{account:str}/deposits", summary="Deposit", responses=_REFUSALS)
 async def deposit(request: AnyRequest, account: FromPath[str], data: JSONBody[Gift], key: Key) -> Receipt:
-    desk, person = await _admin(request, "deposit")
+    desk, person = await _admin(request, "deposit", Gift)
     one = await desk.allocation(person, account, data.allocation)
     return await desk.do(
         Deposit(
@@ -192,7 +204,7 @@ async def deposit(request: AnyRequest, account: FromPath[str], data: JSONBody[Gi
 
 @post("/accounts/{account:str}/adjustments", summary="Add or take, by decision", responses=_REFUSALS)
 async def adjust(request: AnyRequest, account: FromPath[str], data: JSONBody[Adjustment], key: Key) -> Receipt:
-    desk, person = await _admin(request, "adjust an account")
+    desk, person = await _admin(request, "adjust an account", Adjustment)
     one = await desk.allocation(person, account, data.allocation)
     return await desk.do(
         Adjust(
@@ -207,7 +219,7 @@ async def adjust(request: AnyRequest, account: FromPath[str], data: JSONBody[Adj
 
 @post("/transfers", summary="Move what is available from one account to another", responses=_REFUSALS)
 async def transfer(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "transfer")
+    desk, person = await _admin(request, "transfer", Move)
     source = await desk.allocation(person, data.source, data.source_allocation)
     target = await desk.allocation(person, data.target, data.target_allocation)
     return await desk.do(
@@ -224,7 +236,7 @@ async def transfer(request: AnyRequest, data: JSONBody[Move], key: Key) -> Recei
 
 @post("/carry-overs", summary="Give what expired in one allocation to another", responses=_REFUSALS)
 async def carry_over(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "carry over")
+    desk, person = await _admin(request, "carry over", Move)
     if not data.source_allocation:
         raise UsageError("name the allocation that ended: source_allocation")
     source = await desk.allocation(person, data.source, data.source_allocation)
@@ -291,7 +303,7 @@ async def show_charge(request: AnyRequest, cluster: FromPath[str], run: FromPath
 async def refund(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[GiveBack], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "refund")
+    desk, person = await _admin(request, "refund", GiveBack)
     return await desk.do(
         Refund(
             key=key,
@@ -309,7 +321,7 @@ async def refund(
 async def correct(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Correction], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "correct a charge")
+    desk, person = await _admin(request, "correct a charge", Correction)
     return await desk.do(
         Correct(
             key=key,
@@ -324,7 +336,7 @@ async def correct(
 
 @post("/liens", summary="Set money aside for a job to come", responses=_REFUSALS)
 async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> Receipt:
-    desk, person = await _admin(request, "place a lien")
+    desk, person = await _admin(request, "place a lien", NewLien)
     return await desk.do(
         Place(
             key=key,
@@ -351,7 +363,7 @@ async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> 
 async def release_lien(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Release], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "release a lien")
+    desk, person = await _admin(request, "release a lien", Release)
     return await desk.do(Void(key=key, actor=person.actor, cluster=cluster, run=run, reason=data.reason))
 
 
@@ -362,7 +374,7 @@ async def release_lien(
     responses=_ERRORS,
 )
 async def commands(request: AnyRequest, data: JSONBody[list[AnyCommand]]) -> list[Answer]:
-    desk, person = await _admin(request, "send commands")
+    desk, person = await _admin(request, "send commands", list[AnyCommand])
     if len(data) > COMMANDS_MAX:
         raise UsageError(f"{len(data)} commands at once are too many; the most is {COMMANDS_MAX}")
     return await desk.ledger.do_all([msgspec.structs.replace(one, actor=person.actor) for one in data])
