@@ -283,13 +283,23 @@ async def list_charges(
     account: FromQuery[OptionalName] = "",
     user: FromQuery[OptionalName] = "",
     job: FromQuery[Annotated[int, Meta(ge=0, le=2**32)]] = 0,
+    run: FromQuery[OptionalName] = "",
+    cluster: FromQuery[OptionalName] = "",
     states: Annotated[list[MoneyState] | None, QueryParameter(name="state")] = None,
     before: FromQuery[Annotated[int, Meta(ge=0, le=2**62)]] = 0,
     limit: FromQuery[Limit] = PAGE,
 ) -> list[views.ChargeView]:
     desk, person = await _met(request)
     return await desk.charges(
-        person, account=account, user=user, job_id=job, states=states or (), before=before, limit=limit
+        person,
+        account=account,
+        user=user,
+        job_id=job,
+        run=run,
+        cluster=cluster,
+        states=states or (),
+        before=before,
+        limit=limit,
     )
 
 

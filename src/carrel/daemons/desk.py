@@ -146,17 +146,30 @@ class Desk:
         account: str,
         user: str,
         job_id: int,
+        run: str,
+        cluster: str,
         states: Sequence[MoneyState],
         before: int,
         limit: int,
     ) -> list[views.ChargeView]:
-        """Return a page of charges, the newest first: the person's own, but where they may read of others."""
+        """Return a page of charges, the newest first: the person's own, but where they may read of others.
+
+        A run is of this cluster where none is named.
+        """
         if not (person.sees_all or (account and person.reads(account))):
             if user not in ("", person.user):
                 return []
             user = person.user
         found = await self.read(
-            queries.latest, project=account, user=user, job_id=job_id, states=states, before=before, limit=limit
+            queries.latest,
+            project=account,
+            user=user,
+            job_id=job_id,
+            run=run,
+            cluster=cluster or self.bank.slurm_settings.get("ClusterName", ""),
+            states=states,
+            before=before,
+            limit=limit,
         )
         return [views.charge_view(lien) for lien in found]
 
