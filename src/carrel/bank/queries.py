@@ -84,7 +84,7 @@ def liens(
     )
     with store.reading() as session:
         wanted = list(states or get_args(MoneyState))
-        return [_lien(row) for row in session.rows(sql, project, project, wanted, after, min(limit, PAGE))]
+        return [lien_view(row) for row in session.rows(sql, project, project, wanted, after, min(limit, PAGE))]
 
 
 def latest(
@@ -125,7 +125,7 @@ def latest(
     sql = f"SELECT {columns(LIEN)} FROM lien WHERE {where} ORDER BY id DESC LIMIT %s"  # noqa: S608  # our own names
     with store.reading() as session:
         values = [value for _, value in kept]
-        return [_lien(row) for row in session.rows(sql, *values, max(1, min(limit, PAGE)))]
+        return [lien_view(row) for row in session.rows(sql, *values, max(1, min(limit, PAGE)))]
 
 
 def history(store: Store, lien_id: int) -> list[HistoryLine]:
@@ -181,10 +181,10 @@ def lien(store: Store, *, cluster: str, run: str = "", token: str = "", het_offs
     where, ref = ("run_ref", f"{cluster}/{run}") if run else ("token_ref", f"{cluster}/{token}/{het_offset}")
     sql = f"SELECT {columns(LIEN)} FROM lien WHERE {where} = %s"  # noqa: S608  # our own names
     with store.reading() as session:
-        return next((_lien(row) for row in session.rows(sql, ref)), None)
+        return next((lien_view(row) for row in session.rows(sql, ref)), None)
 
 
-def _lien(row: Sequence[Any]) -> LienView:
+def lien_view(row: Sequence[Any]) -> LienView:
     (number, cluster, token_ref, run_ref, job_id, project, user, state, units, _, opened, charged, refunded, *rest) = (
         row
     )

@@ -24,6 +24,10 @@ Nodes = Annotated[int, Parameter(help="Number of nodes: c1, c2, …")]
 Dir = Annotated[Path | None, Parameter(help="Its directory: absent or empty, on a short path.")]
 Netns = Annotated[bool, Parameter(negative=(), help="Own network and host name for each node. Needs root.")]
 Slurmdbd = Annotated[bool, Parameter(negative=(), help="With accounting: MariaDB, slurmdbd, the account demo.")]
+Bank = Annotated[
+    bool,
+    Parameter(negative=(), help="With the bank: jobs are priced, refused and charged; the account demo has 1000 SU."),
+]
 Proctrack = Annotated[Literal["linuxproc", "cgroup"], Parameter(help="cgroup: jobs are confined too. Needs root.")]
 Guests = Annotated[bool | None, Parameter(negative="--no-guests", help="With carreld and carrelctld. Needs root.")]
 
@@ -35,6 +39,7 @@ def run(
     dir: Dir = None,  # noqa: A002  # the option's name
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
+    bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
 ) -> int:
@@ -50,6 +55,7 @@ def run(
         nodes=nodes,
         netns=netns,
         slurmdbd=slurmdbd,
+        bank=bank,
         proctrack=proctrack,
         guests=_guests(asked=guests),
         say=_say,
@@ -74,6 +80,7 @@ def up(
     dir: Dir = None,  # noqa: A002  # the option's name
     netns: Netns = False,
     slurmdbd: Slurmdbd = False,
+    bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
 ) -> None:
@@ -83,6 +90,7 @@ def up(
         nodes=nodes,
         netns=netns,
         slurmdbd=slurmdbd,
+        bank=bank,
         proctrack=proctrack,
         guests=_guests(asked=guests),
         detached=True,

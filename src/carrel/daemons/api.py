@@ -18,8 +18,13 @@ from carrel import __version__
 from carrel.daemons import bank_api, callers, maps, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
+<<<<<<< HEAD
 from carrel.daemons.desk import Desk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
+=======
+from carrel.daemons.branch import Branch
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+>>>>>>> counter
 from carrel.model.report import NodeReport
 
 AnyRequest = Request[Any, Any, Any]
@@ -40,6 +45,7 @@ class Service:
         silent_after_s: float,
         munge_socket: str,
         bank: Bank | None = None,
+        branch: Branch | None = None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -51,6 +57,7 @@ class Service:
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
             bank: The ledger and the prices; None: this site runs no bank.
+            branch: What works on that bank: its rounds, and what they could not charge.
         """
         self.board = board
         self.trusted = trusted
@@ -59,6 +66,7 @@ class Service:
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
         self.bank = bank
+        self.branch = branch
         self.started = datetime.now(UTC)
 
     def node_views(self) -> list[views.NodeView]:

@@ -7,10 +7,13 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from carrel import config
 from carrel.bank.ledger import Ledger
@@ -20,18 +23,16 @@ from carrel.core import quote as quoting
 from carrel.daemons import prices
 from carrel.errors import CarrelError, UnreachableError
 from carrel.model.cluster import ClusterFacts
-from carrel.model.ledger import Sweep
 from carrel.model.price import NoBound, NoPrice, PriceBook, Quote
 from carrel.model.request import Request
 from carrel.ports import Store
-from carrel.slurm import facts
+from carrel.slurm import associations, facts
+from carrel.slurm.associations import Associations
 from carrel.slurm.client import SlurmClient
 
 _LOG = logging.getLogger("carrelctld.bank")
-SWEEP_PERIOD_S = 5.0
-FACTS_PERIOD_S = 60.0
-FACTS_RETRY_S = 0.5
-"""Slurm may start after us, and until it has answered once nothing has a price."""
+STRANGER_PERIOD_S = 5.0
+"""So often at most are the associations read anew because of a user who is in none of them."""
 
 
 def open_store(settings: config.Bank) -> Store:
@@ -72,8 +73,11 @@ class Bank:
         self._book_file = prices.path(settings)
         self._book_version = _version(self._book_file)
         self._book = prices.load(settings)
-        self._sweeps = itertools.count()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._associations: Associations | None = None
+        self._associations_at_s = 0.0
+        self._stamps = itertools.count()
+        self._file = Path(settings.bank.dir) / "reconciled.json"
+        self._marks = _read_marks(self._file)
 
     @property
     def book(self) -> PriceBook:
@@ -114,21 +118,48 @@ class Bank:
         """Whether a slurmdbd keeps what runs used."""
         return self.slurm_settings.get("AccountingStorageType") == "accounting_storage/slurmdbd"
 
+    @property
+    def since_s(self) -> int:
+        """When the bank was first enabled here. Jobs from before that, without a lien, are not charged."""
+        return self._marks.since_s
+
+    @property
+    def reconciled_s(self) -> int:
+        """All that ended before this was compared with Slurm's accounting."""
+        return self._marks.reconciled_s
+
+    def reconciled(self, until_s: int) -> None:
+        """Note how far the accounting was compared."""
+        self._marks = msgspec.structs.replace(self._marks, reconciled_s=until_s)
+        _write_marks(self._file, self._marks)
+
     def quote(self, components: Sequence[Request], *, moment: datetime | None = None) -> Quote | NoBound | NoPrice:
         """Return what a submission may cost at most; see ``core.quote``."""
         return quoting.quote(components, book=self.book, cluster=self.cluster, moment=moment or datetime.now(UTC))
 
-    def start(self) -> None:
-        """Begin to keep things up to date."""
-        self._keep("facts", self._read_facts)
-        self._keep("sweep", self._sweep)
+    async def associations(self, user: str, account: str) -> Associations:
+        """Return who may charge what; asked anew where this user was not known a moment ago.
+
+        Raises:
+            UnreachableError: slurmdbd did not answer yet.
+        """
+        known, age_s = self._associations, time.monotonic() - self._associations_at_s
+        if known is None or (not known.member(user, account) and age_s > STRANGER_PERIOD_S):
+            known = await self._read_associations()
+        return known
+
+    def stamp(self) -> str:
+        """Return a word that was never used, for the key of what may be asked for again later."""
+        return f"{time.time_ns()}.{os.getpid()}.{next(self._stamps)}"
 
     async def close(self) -> None:
-        """End all that ``start`` began, and let go of the ledger."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Let go of the ledger."""
         await asyncio.to_thread(self.ledger.close)
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs can be priced."""
+        return self._known.is_set()
 
     async def known(self) -> None:
         """Return when Slurm has described its cluster."""
@@ -142,37 +173,19 @@ class Bank:
         """
         found, settings = await asyncio.gather(facts.read(self._config.slurm), self.slurm.settings())
         self._cluster, self.slurm_settings = found, settings
+        if self._associations is None or self.accounted:
+            await self._read_associations()
         self._known.set()
 
-    async def _read_facts(self) -> float:
-        try:
-            await self.refresh()
-        except UnreachableError:
-            if not self._known.is_set():
-                return FACTS_RETRY_S
-            raise
-        return FACTS_PERIOD_S
-
-    async def _sweep(self) -> float:
-        key = f"sweep/{os.getpid()}/{datetime.now(UTC).timestamp()}/{next(self._sweeps)}"
-        answer = await self.ledger.do(Sweep(key=key, actor="carrelctld"))
-        return 0.0 if "more" in getattr(answer, "flags", ()) else SWEEP_PERIOD_S
-
-    def _keep(self, name: str, deed: Callable[[], Awaitable[float]]) -> None:
-        """Do it again and again, each time after as many seconds as it returns; a failure is logged, not the end."""
-
-        async def keep() -> None:
-            while True:
-                pause_s = SWEEP_PERIOD_S
-                try:
-                    pause_s = await deed()
-                except CarrelError as error:
-                    _LOG.warning("%s: %s", name, error)
-                except Exception:  # noqa: BLE001  # one bad record must not stop the bank
-                    _LOG.exception("%s: it goes on", name)
-                await asyncio.sleep(pause_s)
-
-        self._tasks.append(asyncio.create_task(keep(), name=f"bank-{name}"))
+    async def _read_associations(self) -> Associations:
+        if self.accounted:
+            self._associations = await associations.read(self._config.slurm, cluster=self.cluster_name)
+        elif self.slurm_settings:
+            self._associations = Associations("")
+        else:
+            raise UnreachableError("slurm has not said yet whether it keeps accounts; is slurmctld running?")
+        self._associations_at_s = time.monotonic()
+        return self._associations
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -181,3 +194,29 @@ def _version(path: Path) -> tuple[int, int]:
         found = path.stat()
         return found.st_mtime_ns, found.st_ino
     return 0, 0
+
+
+class _Marks(msgspec.Struct, frozen=True):
+    since_s: int
+    reconciled_s: int
+
+
+def _read_marks(path: Path) -> _Marks:
+    """Return what an earlier daemon noted; begin now where none did."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Marks)
+    except (OSError, msgspec.DecodeError):
+        now_s = int(time.time())
+        marks = _Marks(now_s, now_s)
+        _write_marks(path, marks)
+        return marks
+
+
+def _write_marks(path: Path, marks: _Marks) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(msgspec.json.encode(marks))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

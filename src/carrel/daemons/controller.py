@@ -20,6 +20,7 @@ from carrel.config import Config
 from carrel.daemons import maps, transport
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
+from carrel.daemons.branch import Branch
 from carrel.errors import CarrelError
 from carrel.slurm.client import SlurmClient
 
@@ -49,7 +50,7 @@ class Controller:
         self._addresses_at_s = 0.0
         self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
         self._changed = asyncio.Event()
-        self._bank = Bank(settings) if settings.bank.enabled else None
+        self._branch = Branch(settings, Bank(settings)) if settings.bank.enabled else None
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
 
     async def run(self) -> None:
@@ -63,8 +64,8 @@ class Controller:
         # Only now: whoever finds the socket may also end us.
         listening = listen(where)
         keeper = asyncio.create_task(self._keep_maps())
-        if self._bank is not None:
-            self._bank.start()
+        if self._branch is not None:
+            await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
         try:
             await server.serve(sockets=[listening])
@@ -72,8 +73,9 @@ class Controller:
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-            if self._bank is not None:
-                await self._bank.close()
+            if self._branch is not None:
+                await self._branch.close()
+                _remove_socket(Path(self._settings.bank.socket))
             listening.close()
             if where.path:
                 _remove_socket(Path(where.path))
@@ -109,7 +111,8 @@ class Controller:
             changed=self._changed.set,
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
-            bank=self._bank,
+            bank=self._branch.bank if self._branch else None,
+            branch=self._branch,
         )
         return Server(
             uvicorn.Config(

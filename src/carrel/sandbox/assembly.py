@@ -16,7 +16,7 @@ from pathlib import Path
 from carrel import paths
 from carrel.errors import CarrelError, NodeFaultError, RefusedError
 from carrel.process import CommandError, run
-from carrel.sandbox import database, netns, slurmconf, teardown
+from carrel.sandbox import bank, database, netns, slurmconf, teardown
 from carrel.sandbox.children import POLL_S, Children, Recipe, accepts, listens
 from carrel.sandbox.layout import Layout
 from carrel.sandbox.slurmconf import Place
@@ -70,8 +70,9 @@ class Assembly:
             database.create(self.place)
             first(database.daemon(self.place), timeout_s)
             database.register(self.place)
-        if self._spec.guests:
+        if self._spec.guests or self._spec.bank:
             self._children.spawn(self._carrelctld())
+        if self._spec.guests:
             for node in self.place.nodes:
                 self._children.spawn(self._carreld(node))
         first(self._slurmctld(fresh=True), timeout_s)
@@ -80,9 +81,7 @@ class Assembly:
         for node in self.place.nodes:
             self._children.wait_ready(f"slurmd@{node}", timeout_s=timeout_s)
         self._wait_idle(timeout_s)
-        if self._spec.guests:
-            for node in self.place.nodes:
-                self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
+        self._wait_ours(timeout_s)
 
     def start_one(self, name: str, *, timeout_s: float) -> None:
         """Start a daemon again after it ended; one that runs is left alone. slurmctld keeps its state."""
@@ -128,6 +127,8 @@ class Assembly:
                 raise RefusedError("guests need root: carreld runs guests as other users; see: --no-guests")
             if self._spec.proctrack == "cgroup":
                 raise RefusedError("--proctrack cgroup needs root: only root writes to the cgroup tree")
+        if self._spec.bank and not (paths.libexec() / bank.SCRIPT).exists():
+            raise NodeFaultError(f"{paths.libexec()}: no {bank.SCRIPT}; see: make native")
         if self._spec.guests and (absent := [name for name in _LIBEXEC_FILES if not (paths.libexec() / name).exists()]):
             raise NodeFaultError(
                 f"{paths.libexec()}: no {', '.join(absent)}; see: make native, or start without guests: --no-guests"
@@ -148,6 +149,8 @@ class Assembly:
             files["hosts"] = self._network.hosts(place.host)
         for name, text in files.items():
             (layout.etc / name).write_text(text)
+        if self._spec.bank:
+            bank.install(place)
         if self._spec.slurmdbd:
             (layout.etc / "slurmdbd.conf").touch(mode=0o600)
             (layout.etc / "slurmdbd.conf").write_text(slurmconf.slurmdbd_conf(place))
@@ -221,6 +224,21 @@ class Assembly:
 
     def _on(self, node: str, *command: str) -> tuple[str, ...]:
         return self._network.in_node(node, command, hosts=self.layout.etc / "hosts") if self._network else command
+
+    def _wait_ours(self, timeout_s: float) -> None:
+        """Wait for our own daemons; the bank is ready when Slurm has described its cluster to it."""
+        if self._spec.guests:
+            for node in self.place.nodes:
+                self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
+        if self._spec.bank:
+            self._children.wait_ready("carrelctld", timeout_s=timeout_s)
+            deadline = time.monotonic() + timeout_s
+            while not bank.ready(self.place):
+                if time.monotonic() > deadline:
+                    raise CarrelError(
+                        f"the bank is not ready after {timeout_s:g} s; see {self.layout.log}/carrelctld.log"
+                    )
+                time.sleep(POLL_S)
 
     def _wait_idle(self, timeout_s: float) -> None:
         """Wait for Slurm's own word: before it, the first job waits for a scheduling cycle of three seconds."""

@@ -8,7 +8,7 @@ from carrel.sandbox.children import Recipe, accepts, listens
 from carrel.sandbox.slurmconf import Place
 
 _INSTALL_TIMEOUT_S = 60.0
-_ACCOUNT = "demo"
+ACCOUNT = "demo"
 
 
 def install(place: Place) -> None:
@@ -72,7 +72,10 @@ def register(place: Place) -> None:
     users = dict.fromkeys(["root", place.user, *place.spec.users])
     for words in (
         ["cluster", place.cluster],
-        ["account", _ACCOUNT, f"cluster={place.cluster}", "description=demo", "organization=carrel"],
-        *(["user", user, f"account={_ACCOUNT}", f"cluster={place.cluster}"] for user in users),
+        ["account", ACCOUNT, f"cluster={place.cluster}", "description=demo", "organization=carrel"],
+        *(["user", user, f"account={ACCOUNT}", f"cluster={place.cluster}"] for user in users),
     ):
         run(["sacctmgr", "--immediate", "add", *words], env=env)
+    if place.spec.bank:
+        # Slurm's own account of root has no money.
+        run(["sacctmgr", "--immediate", "modify", "user", "root", "set", f"DefaultAccount={ACCOUNT}"], env=env)

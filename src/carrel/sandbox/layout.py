@@ -69,6 +69,15 @@ class Layout(msgspec.Struct, frozen=True):
         return self.run / "carrelctld.sock"
 
     @property
+    def bank(self) -> Path:
+        """Return the directory of the ledger."""
+        return self.root / "bank"
+
+    @property
+    def submit_socket(self) -> Path:
+        return self.run / "submit.sock"
+
+    @property
     def database_socket(self) -> Path:
         return self.database / "my.sock"
 

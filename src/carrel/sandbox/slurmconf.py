@@ -59,6 +59,8 @@ def slurm_conf(place: Place) -> str:
         parts.append(_hooks(place.layout))
     if spec.slurmdbd:
         parts.append(_accounting(place))
+    if spec.bank:
+        parts.append("JobSubmitPlugins=lua\n")
     parts += [spec.extra_conf.rstrip() + "\n", _nodes(place)]
     return "\n".join(part for part in parts if part.strip())
 
@@ -124,7 +126,8 @@ def _hooks(layout: Layout) -> str:
 
 
 def _accounting(place: Place) -> str:
-    enforce = f"AccountingStorageEnforce={place.spec.enforce}\n" if place.spec.enforce else ""
+    enforced = place.spec.enforce or ("associations,limits,qos" if place.spec.bank else "")
+    enforce = f"AccountingStorageEnforce={enforced}\n" if enforced else ""
     return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -141,7 +144,9 @@ def _nodes(place: Place) -> str:
         address, port = place.node_endpoint(node)
         host = node if place.addresses else place.host
         lines.append(f"NodeName={node} NodeHostname={host} NodeAddr={address} Port={port}")
-    lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+    # Without a time limit a job has no price.
+    default_time = " DefaultTime=60" if place.spec.bank else ""
+    lines.append(f"PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE{default_time} State=UP")
     return "\n".join(lines) + "\n"
 
 
@@ -169,17 +174,31 @@ def hook_script(layout: Layout, role: str) -> str:
 def carrel_toml(place: Place, image_store: Path) -> str:
     """Return carrel.toml. Lines of the caller come last; a table of theirs may be one of ours."""
     layout = place.layout
-    ours: dict[str, dict[str, str | float]] = {
+    ours: dict[str, dict[str, str | float | bool]] = {
         "slurm": {"conf": str(layout.slurm_conf), "spool_dir": f"{layout.root}/spool/{{node}}"},
         "guests": {"accelerator": "tcg", "boot_timeout_s": 60.0, "map_dir": f"{layout.root}/maps"},
         "images": {"store": str(image_store)},
         "node": {"dir": f"{layout.root}/nodes/{{node}}"},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
+    if place.spec.bank:
+        ours["bank"] = {
+            "enabled": True,
+            "database": f"{layout.bank}/ledger.db",
+            "dir": str(layout.bank),
+            "socket": str(layout.submit_socket),
+            "default_account": "" if place.spec.slurmdbd else "demo",
+            "look_period_s": 0.5,
+        }
     return _toml(ours, place.spec.carrel_conf)
 
 
-def _toml(ours: dict[str, dict[str, str | float]], extra: str) -> str:
+def prices_toml() -> str:
+    """Return the price book: a core for an hour is one unit, in every partition."""
+    return '[[version]]\nname = "sandbox"\nvalid_from = 2020-01-01\n\n[version.default]\nrates = { cpu = 1 }\n'
+
+
+def _toml(ours: dict[str, dict[str, str | float | bool]], extra: str) -> str:
     """Merge the caller's tables into ours: TOML forbids a table to appear twice."""
     more = msgspec.toml.decode(extra, type=dict[str, object]) if extra.strip() else {}
     lines = [

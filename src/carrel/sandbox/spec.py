@@ -27,6 +27,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Users of the account ``demo`` besides root (slurmdbd only)."""
     enforce: str = ""
     """``AccountingStorageEnforce`` (slurmdbd only); empty: nothing is enforced."""
+    bank: bool = False
+    """Every job is priced and charged; with slurmdbd its accounts are enforced."""
+    deposit_su: int = 1000
+    """What the account ``demo`` begins with (bank only)."""
     extra_conf: str = ""
     """Lines for slurm.conf; they stand before the nodes, so they may override what stands above."""
     carrel_conf: str = ""

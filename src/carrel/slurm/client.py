@@ -8,6 +8,7 @@ Every question has three answers: here it is, Slurm has none, and ``UnreachableE
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.access import Associations
 from carrel.model.job import Job, JobKey, JobState
 from carrel.process import CommandError
-from carrel.slurm import associations, hostlist
+from carrel.slurm import hostlist, people
 
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
@@ -153,6 +154,17 @@ class SlurmClient:
                 raise RefusedError(f"job {job_id}: Slurm does not requeue it (interactive, or --no-requeue)") from error
             raise
 
+    async def hold(self, job_id: int, mark: str) -> None:
+        """Keep a waiting job from starting; its user cannot release it. One that is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self._ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}", "Priority=0")
+
+    async def release(self, job_id: int, mark: str) -> None:
+        """Let a held job start; one that runs or is gone is left alone."""
+        with contextlib.suppress(_NoSuchJobError):
+            await self._ask("scontrol", "update", f"JobId={job_id}", f"AdminComment={mark}")
+            await self._ask("scontrol", "release", str(job_id))
+
     async def addresses(self) -> dict[str, str]:
         """Return each node's address as Slurm uses it (``NodeAddr``)."""
         text = await self._ask("sinfo", "-h", "-a", "-N", "-O", _format(("NodeList", "NodeAddr")))
@@ -174,15 +186,15 @@ class SlurmClient:
         cluster = f"cluster={await self.cluster()}"
         try:
             said = await asyncio.gather(
-                self._ask(*show, "assoc", cluster, associations.ASSOC_FORMAT),
-                self._ask(*show, "account", "WithCoord", associations.ACCOUNT_FORMAT),
-                self._ask(*show, "user", associations.USER_FORMAT),
+                self._ask(*show, "assoc", cluster, people.ASSOC_FORMAT),
+                self._ask(*show, "account", "WithCoord", people.ACCOUNT_FORMAT),
+                self._ask(*show, "user", people.USER_FORMAT),
             )
         except UnreachableError as error:
             if "accounting storage is disabled" in str(error) or "not running a supported" in str(error):
                 return None
             raise
-        return associations.parse(*said)
+        return people.parse(*said)
 
     async def cluster(self) -> str:
         """Return the cluster's name; asked once, as it never changes while a slurmctld lives.
@@ -246,25 +258,26 @@ def _job(line: str, cluster: str) -> Job:
             submit_s=int(fields["SubmitTime"]),
             restart=int(fields["RestartCnt"]),
         ),
-        state=_state(fields["State"], int(fields["PriorityLong"])),
+        state=state(fields["State"], int(fields["PriorityLong"])),
         user=fields["UserName"],
         uid=int(fields["UserID"]),
         gid=int(fields["GroupID"]),
         partition=fields["Partition"],
         nodes=hostlist.expand(fields["NodeList"]),
-        time_limit_s=_seconds(fields["TimeLimit"]),
+        time_limit_s=seconds(fields["TimeLimit"]),
         slurm_state=fields["State"],
     )
 
 
-def _state(word: str, priority: int) -> JobState:
-    state = _LIVING.get(word, "ended")
-    if state == "pending" and priority == 0:
+def state(word: str, priority: int) -> JobState:
+    """Return what a word of squeue means; a job that waits with priority 0 is held."""
+    found = _LIVING.get(word, "ended")
+    if found == "pending" and priority == 0:
         return "held"
-    return state
+    return found
 
 
-def _seconds(limit: str) -> int | None:
+def seconds(limit: str) -> int | None:
     """Read ``days-hours:minutes:seconds``, shorter where the days or hours are 0; None: no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:

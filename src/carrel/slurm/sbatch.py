@@ -251,7 +251,7 @@ def _request(options: Options) -> Request:
     low, high = _nodes(options.get("nodes"))
     tasks, at_once = array(options["array"]) if "array" in options else (1, None)
     per_task = _tres_per_task(options.get("tres-per-task", ""))
-    gres, gres_gpus = _gres(options.get("gres", ""))
+    others, gres_gpus = gres(options.get("gres", ""))
     if "nodefile" in options or "/" in options.get("nodelist", ""):
         raise UsageError("a file of node names is not read here; name the nodes with --nodelist")
     return Request(
@@ -281,8 +281,8 @@ def _request(options: Options) -> Request:
             tasks_each=_number(options, "ntasks-per-gpu"),
             memory_each_mib=_memory(options, "mem-per-gpu"),
         ),
-        gres=gres,
-        licences=_licences(options.get("licenses", "")),
+        gres=others,
+        licences=licences(options.get("licenses", "")),
         whole_nodes=_whole_nodes(options),
         whole_cpus=_whole_cpus(options),
         array_tasks=tasks,
@@ -353,7 +353,7 @@ def _by_type(options: Options, name: str) -> ByType:
     return found
 
 
-def _gres(text: str) -> tuple[dict[str, int], dict[str, int]]:
+def gres(text: str) -> tuple[dict[str, int], dict[str, int]]:
     """Read ``gpu:2,craynetwork:1``; GPUs by type apart."""
     others: dict[str, int] = {}
     gpus: dict[str, int] = {}
@@ -369,7 +369,7 @@ def _gres(text: str) -> tuple[dict[str, int], dict[str, int]]:
     return others, gpus
 
 
-def _licences(text: str) -> dict[str, int]:
+def licences(text: str) -> dict[str, int]:
     """Read ``matlab:2,ansys@server``; where Slurm may take one of several (``|``), all are counted."""
     found: dict[str, int] = {}
     for item in filter(None, re.split(r"[,;|]", text)):

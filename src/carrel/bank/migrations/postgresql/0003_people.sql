@@ -1,6 +1,5 @@
--- What people ask for: their own charges, one job's, tokens for programs, and alerts that were given.
+-- What people ask for: their own charges, tokens for programs, and alerts that were given.
 CREATE INDEX lien_user ON lien (username, id);
-CREATE INDEX lien_job ON lien (job_id) WHERE job_id > 0;
 
 CREATE TABLE token (
     name TEXT PRIMARY KEY,

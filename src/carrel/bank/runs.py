@@ -1,0 +1,57 @@
+"""The money of runs, as the loop over Slurm's queue asks for it: what is open, what a job has, what priced it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from carrel.bank.queries import lien_view
+from carrel.bank.shelf import columns
+from carrel.bank.tables import LIEN
+from carrel.model.ledger import AnyCommand, LienView
+from carrel.ports import Store
+
+_PAGE = 5000
+_IDS_AT_ONCE = 500
+_Request = msgspec.json.Decoder(AnyCommand)
+
+
+def open_liens(store: Store, *, cluster: str) -> list[LienView]:
+    """Return every lien of a cluster that sets money aside."""
+    # The states stand here as they do in the index, which is used only then.
+    sql = (
+        f"SELECT {columns(LIEN)} FROM lien WHERE cluster = %s AND id > %s "  # noqa: S608  # our own names
+        "AND state IN ('unbound', 'bound', 'active', 'unknown_end') ORDER BY id LIMIT %s"
+    )
+    found: list[LienView] = []
+    with store.reading() as session:
+        while page := [lien_view(row) for row in session.rows(sql, cluster, found[-1].id if found else 0, _PAGE)]:
+            found += page
+    return found
+
+
+def liens_of_jobs(store: Store, job_ids: Iterable[int], *, cluster: str) -> list[LienView]:
+    """Return what these jobs have, in whatever state. Job ids come back: look at each one's run."""
+    sql = (
+        f"SELECT {columns(LIEN)} FROM lien WHERE job_id IN ({{ints}}) AND job_id > 0 AND cluster = %s"  # noqa: S608
+        " ORDER BY id"
+    )
+    wanted = sorted(set(job_ids))
+    found: list[LienView] = []
+    with store.reading() as session:
+        for at in range(0, len(wanted), _IDS_AT_ONCE):
+            found += [lien_view(row) for row in session.rows(sql, wanted[at : at + _IDS_AT_ONCE], cluster)]
+    return found
+
+
+def last_command(store: Store, lien: int) -> tuple[str, dict[str, Any]]:
+    """Return who last priced or charged this lien, and from which inputs; nothing where nobody did."""
+    sql = (
+        "SELECT request FROM txn WHERE lien = %s AND kind IN ('place', 'quote', 'reprice', 'start', 'settle') "
+        "ORDER BY seq DESC LIMIT 1"
+    )
+    with store.reading() as session:
+        for (request,) in session.rows(sql, lien):
+            command = _Request.decode(request)
+            return command.actor, getattr(command, "inputs", {})
+    return "", {}
