@@ -123,6 +123,19 @@ class RefundPercent(Section, frozen=True):
     """None of its guests could be started, and not by the user's fault."""
 
 
+class AlertSettings(Section, frozen=True):
+    """When an account has used so much that somebody should know."""
+
+    percent: tuple[Annotated[int, Meta(ge=1, le=1000)], ...] = (50, 75, 90, 100)
+    """Of what its valid allocations were given, charged; empty: no alerts."""
+    command: tuple[str, ...] = ()
+    """Run for each crossing, with ``CARREL_ALERT`` (the crossing's name), ``CARREL_ALERT_ACCOUNT``,
+    ``CARREL_ALERT_PERCENT`` and ``CARREL_ALERT_SENTENCE`` in its environment; the first word is a path. One that
+    fails is run again later."""
+    period_s: float = 60.0
+    timeout_s: float = 30.0
+
+
 class Bank(Section, frozen=True):
     enabled: bool = False
     """Price each job before it runs. ``job_submit.lua`` reads this, too: with false it asks nobody."""
@@ -151,6 +164,7 @@ class Bank(Section, frozen=True):
     reconcile_period_s: float = 600.0
     """How often all that ended lately is compared with Slurm's accounting."""
     refund_percent: RefundPercent = RefundPercent()
+    alerts: AlertSettings = AlertSettings()
     prices: Prices = Prices()
 
 

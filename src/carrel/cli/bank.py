@@ -1,10 +1,13 @@
 """``carrel bank``: the service units of the site, as a whole."""
 
+from datetime import UTC, datetime
+
 from cyclopts import App
 
 from carrel.cli import desk, output
 from carrel.cli.guest import Json
 from carrel.daemons.bank_views import BankView, Synced, Verified
+from carrel.daemons.settling import Reconciled
 from carrel.model.money import format_su
 
 app = App(name="bank", help="The site's service units: the ledger as a whole, prices, tokens.")
@@ -36,6 +39,8 @@ def status(*, json: Json = False) -> None:
             ("last hash", bank.last_hash),
         ]
     )
+    for line in bank.parked:
+        print(f"waits: {line}")
     if bank.unknown_ends:
         print("\nnext: carrel charge list --state unknown_end")
 
@@ -52,6 +57,23 @@ def verify(*, json: Json = False) -> int:
         if not found.breaks:
             print(f"{found.transactions} transactions, every invariant holds")
     return 1 if found.breaks else 0
+
+
+@app.command
+def reconcile(*, json: Json = False) -> int:
+    """Compare what ended lately with Slurm's accounting, and charge what is missing; exit 1 when some is left."""
+    found = desk.change("bank/reconcile", Reconciled)
+    if json:
+        output.objects([found])
+    else:
+        since = output.clock(datetime.fromtimestamp(found.from_s, UTC))
+        print(
+            f"since {since}: {found.matched} as they should be, {found.created} charged now, "
+            f"{found.corrected} corrected, {found.parked} left"
+        )
+        if found.parked:
+            print("next: carrel bank status")
+    return 1 if found.parked else 0
 
 
 @app.command

@@ -18,13 +18,9 @@ from carrel import __version__
 from carrel.daemons import bank_api, callers, maps, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
-<<<<<<< HEAD
+from carrel.daemons.branch import Branch
 from carrel.daemons.desk import Desk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
-=======
-from carrel.daemons.branch import Branch
-from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
->>>>>>> counter
 from carrel.model.report import NodeReport
 
 AnyRequest = Request[Any, Any, Any]
@@ -185,9 +181,9 @@ def create(service: Service) -> Litestar:
         request_max_body_size=64 * 2**20,
     )
     app.state.service = service
-    app.state.desk = (
-        Desk(service.bank, trusted=service.trusted, munge_socket=service.munge_socket) if service.bank else None
-    )
+    app.state.desk = None
+    if service.bank is not None:
+        app.state.desk = Desk(service.bank, service.branch, trusted=service.trusted, munge_socket=service.munge_socket)
     return app
 
 

@@ -32,6 +32,7 @@ from carrel.daemons.bank_bodies import (
     Terms,
 )
 from carrel.daemons.desk import DeniedError, Desk, admins_only
+from carrel.daemons.settling import Reconciled
 from carrel.daemons.views import ErrorView
 from carrel.errors import NotFoundError, UsageError
 from carrel.model.access import Person
@@ -402,6 +403,12 @@ async def verified(request: AnyRequest) -> views.Verified:
     return await desk.verified(person)
 
 
+@post("/bank/reconcile", status_code=200, summary="Compare with Slurm's accounting now", responses=_ERRORS)
+async def reconcile(request: AnyRequest) -> Reconciled:
+    desk, _ = await _admin(request, "reconcile")
+    return await desk.reconcile()
+
+
 @post("/bank/sync", status_code=200, summary="Open the accounts of Slurm's accounting", responses=_REFUSALS)
 async def sync(request: AnyRequest) -> views.Synced:
     desk, person = await _admin(request, "open accounts")
@@ -434,7 +441,7 @@ def create() -> Router:
             *(list_accounts, show_account, open_account, set_cap, open_allocation, set_terms),
             *(deposit, adjust, transfer, carry_over, statement),
             *(list_charges, show_charge, refund, correct, place_lien, release_lien, commands),
-            *(status, verified, sync, list_tokens, add_token, revoke_token),
+            *(status, verified, reconcile, sync, list_tokens, add_token, revoke_token),
         ],
         exception_handlers={DeniedError: _denied},
         tags=["bank"],

@@ -167,6 +167,8 @@ class BankView(msgspec.Struct, frozen=True, kw_only=True):
     transactions: int
     open_liens: int
     unknown_ends: int
+    parked: list[str]
+    """What could not be charged or set aside, and is tried again; a person may be needed."""
     last_hash: str
     totals: Sums
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from carrel.config import Config
+from carrel.daemons.alerts import Alerts
 from carrel.daemons.banking import Bank
 from carrel.daemons.counter import LINE_BYTES_MAX, Counter
 from carrel.daemons.rounds import Rounds
@@ -34,6 +35,7 @@ class Branch:
         self.bank = bank
         self.rounds = Rounds(bank, settings.slurm)
         self._counter = Counter(bank)
+        self._alerts = Alerts(settings.bank.alerts, bank.ledger.store)
         self._swept_s = self._reconciled_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
@@ -43,6 +45,7 @@ class Branch:
         self._server = await asyncio.start_unix_server(self._counter.connected, sock=listening, limit=LINE_BYTES_MAX)
         self._keep("facts", self._facts)
         self._keep("rounds", self._round)
+        self._keep("alerts", self._alerts.look)
 
     async def close(self) -> None:
         """End all that ``start`` began, and let go of the ledger."""

@@ -14,9 +14,12 @@ import msgspec
 from carrel.bank import queries
 from carrel.bank.ledger import Ledger
 from carrel.bank.verify import verify
+from carrel.core import billing
 from carrel.daemons import bank_views as views
 from carrel.daemons.banking import Bank
+from carrel.daemons.branch import Branch
 from carrel.daemons.callers import Callers
+from carrel.daemons.settling import Reconciled
 from carrel.errors import NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.access import Person, Scope
 from carrel.model.ledger import AnyCommand, LienView, MoneyState, OpenProject, Receipt, Refusal
@@ -37,15 +40,17 @@ class DeniedError(RefusedError):
 class Desk:
     """Answers for one bank."""
 
-    def __init__(self, bank: Bank, *, trusted: frozenset[int], munge_socket: str) -> None:
+    def __init__(self, bank: Bank, branch: Branch | None = None, *, trusted: frozenset[int], munge_socket: str) -> None:
         """Know whom to ask.
 
         Args:
             bank: The ledger, the prices, and Slurm.
+            branch: What compares the ledger with Slurm's accounting; None: nothing does.
             trusted: Uids that may do everything.
             munge_socket: Munge's socket; empty: its own default.
         """
         self.bank = bank
+        self._branch = branch
         self.callers = Callers(bank, trusted=trusted, munge_socket=munge_socket)
 
     @property
@@ -210,6 +215,7 @@ class Desk:
             transactions=totals.transactions,
             open_liens=totals.open_liens,
             unknown_ends=totals.unknown_ends,
+            parked=[f"{one.what}: {one.why}" for one in self._branch.rounds.teller.parked()] if self._branch else [],
             last_hash=totals.last_hash,
             totals=views.sums(views.allocation_view(one, int(time.time())) for one in balances),
         )
@@ -217,8 +223,19 @@ class Desk:
     async def verified(self, person: Person) -> views.Verified:
         """Read the whole ledger and name every break."""
         admins_only(person.sees_all, "verify the ledger")
-        breaks = await asyncio.to_thread(verify, self.ledger.store)
+        price = billing.recompute(self.bank.book)
+        breaks = await asyncio.to_thread(verify, self.ledger.store, price=price)
         return views.Verified(transactions=(await self.read(queries.totals)).transactions, breaks=breaks)
+
+    async def reconcile(self) -> Reconciled:
+        """Compare all that ended lately with Slurm's accounting, and make good what is missing.
+
+        Raises:
+            UnreachableError: Slurm keeps no accounting, or does not answer.
+        """
+        if self._branch is None:
+            raise UnreachableError("nothing compares this ledger with a Slurm; is this a bank of its own?")
+        return await self._branch.reconcile()
 
     async def sync(self, person: Person) -> views.Synced:
         """Open every account that Slurm's accounting has and the ledger has not, below the account it is below there.
