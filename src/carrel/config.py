@@ -136,6 +136,20 @@ class AlertSettings(Section, frozen=True):
     timeout_s: float = 30.0
 
 
+class MybrcServer(Section, frozen=True):
+    """The myBRC API, for clusters that run slurm-banking-plugins; below ``/api`` and ``/mybrc-rest``."""
+
+    enabled: bool = False
+    allow_all: bool = False
+    """Every job may be submitted, whatever it costs; nothing is set aside."""
+    unlimited_prefixes: tuple[str, ...] = ()
+    """Accounts whose names begin so may submit whatever it costs, as ``co_`` there."""
+    cluster: str = "mybrc"
+    """What the ledger calls the cluster whose plug-ins ask."""
+    year_begins: Annotated[str, Meta(pattern=r"^(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])\Z")] = "01-01"
+    """Month and day from which on ``GET /jobs/`` lists where no time is asked for."""
+
+
 class Bank(Section, frozen=True):
     enabled: bool = False
     """Price each job before it runs. ``job_submit.lua`` reads this, too: with false it asks nobody."""
@@ -165,6 +179,7 @@ class Bank(Section, frozen=True):
     """How often all that ended lately is compared with Slurm's accounting."""
     refund_percent: RefundPercent = RefundPercent()
     alerts: AlertSettings = AlertSettings()
+    mybrc: MybrcServer = MybrcServer()
     prices: Prices = Prices()
 
 

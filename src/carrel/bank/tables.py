@@ -122,9 +122,26 @@ ALERT = Table(
     columns={"project": "text", "percent": "bigint", "told": "bigint", "number": "bigint"} | _VERSION,
     key=("project",),
 )
+MYBRC_JOB = Table(
+    name="mybrc_job",
+    columns={
+        "id": "text",
+        "username": "text",
+        "project": "text",
+        "status": "text",
+        "part": "text",
+        "amount": "bigint",
+        "start_s": "bigint",
+        "cpu_ms": "bigint",
+        "body": "text",
+    }
+    | _VERSION,
+    key=("id",),
+)
 
 TABLES = {
-    table.name: table for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY, TOKEN, ALERT)
+    table.name: table
+    for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY, TOKEN, ALERT, MYBRC_JOB)
 }
 ROWS: dict[type[Row], Table] = {
     Project: PROJECT,

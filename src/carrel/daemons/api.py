@@ -15,7 +15,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_202_ACCEPTED
 
 from carrel import __version__
-from carrel.daemons import bank_api, callers, maps, views
+from carrel.daemons import bank_api, callers, maps, mybrc, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.daemons.branch import Branch
@@ -174,6 +174,7 @@ def create(service: Service) -> Litestar:
             consoles,
             health,
             bank_api.create(),
+            *mybrc.create(),
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
         exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
@@ -181,7 +182,7 @@ def create(service: Service) -> Litestar:
         request_max_body_size=64 * 2**20,
     )
     app.state.service = service
-    app.state.desk = None
+    app.state.desk = app.state.mybrc = None
     if service.bank is not None:
         app.state.desk = Desk(service.bank, service.branch, trusted=service.trusted, munge_socket=service.munge_socket)
     return app

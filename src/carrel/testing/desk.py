@@ -21,6 +21,7 @@ from carrel.daemons import api, callers
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.daemons.desk import Desk
+from carrel.daemons.mybrc_desk import MybrcDesk
 from carrel.errors import UnreachableError
 from carrel.model.access import Associations
 
@@ -73,6 +74,7 @@ class RestBank:
         self.app = _application()
         self.desk: Desk | None = Desk(self.bank, trusted=frozenset({ROOT}), munge_socket=f"{directory}/no-munge")
         """None: the site has no bank."""
+        self.mybrc = MybrcDesk(self.desk) if self.bank.settings.mybrc.enabled else None
 
     def ask(
         self,
@@ -98,7 +100,7 @@ class RestBank:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Do as ``ask`` does, from a loop."""
-        self.app.state.desk = self.desk
+        self.app.state.desk, self.app.state.mybrc = self.desk, self.mybrc
         client = ("192.0.2.7", 40000) if uid is None else (callers.UNIX, uid)
         sent = dict(headers or {}) | ({"Idempotency-Key": key} if key else {})
         content = body if isinstance(body, bytes | str) else None if body is None else json.dumps(body)

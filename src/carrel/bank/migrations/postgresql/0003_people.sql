@@ -20,3 +20,18 @@ CREATE TABLE alert (
     number BIGINT NOT NULL,
     version BIGINT NOT NULL
 );
+
+-- Jobs as clients of the myBRC API told them; what they cost is in the ledger.
+CREATE TABLE mybrc_job (
+    id TEXT PRIMARY KEY,
+    username TEXT NOT NULL,
+    project TEXT NOT NULL,
+    status TEXT NOT NULL,
+    part TEXT NOT NULL,
+    amount BIGINT NOT NULL,
+    start_s BIGINT NOT NULL,
+    cpu_ms BIGINT NOT NULL,
+    body TEXT NOT NULL,
+    version BIGINT NOT NULL
+);
+CREATE INDEX mybrc_job_start ON mybrc_job (start_s, id);

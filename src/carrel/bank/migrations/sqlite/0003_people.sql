@@ -20,3 +20,18 @@ CREATE TABLE alert (
     number INTEGER NOT NULL,
     version INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- Jobs as clients of the myBRC API told them; what they cost is in the ledger.
+CREATE TABLE mybrc_job (
+    id TEXT PRIMARY KEY,
+    username TEXT NOT NULL,
+    project TEXT NOT NULL,
+    status TEXT NOT NULL,
+    part TEXT NOT NULL,
+    amount INTEGER NOT NULL,
+    start_s INTEGER NOT NULL,
+    cpu_ms INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    version INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX mybrc_job_start ON mybrc_job (start_s, id);
