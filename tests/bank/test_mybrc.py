@@ -382,6 +382,7 @@ def test_a_patch_says_that_it_is_not_supported(asked: Client) -> None:
         ({"startdate": "soon"}, "startdate", "Datetime has wrong format."),
         ({"startdate": 7}, "startdate", "Datetime has wrong format."),
         ({"jobstatus": "x" * 51}, "jobstatus", "Ensure this field has no more than 50 characters."),
+        ({"partition": "a\0b"}, "partition", "Null characters are not allowed."),
         ({"nodes": "n1"}, "nodes", "Expected a list of items."),
         ({"nodes": [{"name": "n" * 31}]}, "nodes", "Ensure this field has no more than 30 characters."),
         ({"nodes": ["n1"]}, "nodes", "Not a valid string."),

@@ -20,7 +20,7 @@ from carrel.testing.desk import RestBank, rest_bank
 
 pytestmark = pytest.mark.fuzz
 
-EXAMPLES = 16
+EXAMPLES = 24
 """For each of some thirty operations."""
 NEEDS_SLURM = {"/v1/bank/reconcile", "/v1/bank/sync"}
 """Without a Slurm they say 503, as the description says."""

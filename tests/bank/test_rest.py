@@ -331,3 +331,28 @@ def test_the_status_and_the_check_of_the_ledger(unchanged: RestBank) -> None:
     assert (shown["database"], shown["prices"], shown["open_liens"]) == ("sqlite", "v1", 1)
     assert shown["totals"]["settled_micro_su"] == 10 * SU
     assert unchanged.done("POST", "/v1/bank/verify")["breaks"] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("accounts/physics/statement?after=-1", "accounts/physics/statement?limit=0"),
+        *("accounts/physics/statement?limit=-5", "accounts/physics/statement?after=99999999999999999999999"),
+        *("accounts/physics/statement?since=soon", "charges?job=-1", "charges?job=99999999999999999999"),
+        *("charges?user=%00",),
+        *("charges?limit=1001", "charges?before=x", "charges?state=rich", "charges?account=" + "x" * 201),
+    ],
+)
+def test_a_filter_that_is_none_is_refused(unchanged: RestBank, query: str) -> None:
+    answer = unchanged.ask("GET", f"/v1/{query}")
+    assert answer.status == 400, answer.text
+    assert query.partition("?")[2].partition("=")[0] in answer.json["error"] or "NUL" in answer.json["error"]
+
+
+def test_a_fault_of_ours_is_a_sentence_and_the_log_says_more(
+    unchanged: RestBank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unchanged.desk, "accounts", None)
+    answer = unchanged.ask("GET", "/v1/accounts")
+    assert (answer.status, answer.json["error"]) == (500, "carrelctld failed at this; its log says how")
+    assert "'NoneType' object is not callable" in caplog.text

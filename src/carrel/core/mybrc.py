@@ -204,6 +204,8 @@ def _text(most: int, pattern: str = "") -> Any:
             raise _WrongError("This field may not be blank.")
         if len(value) > most:
             raise _WrongError(f"Ensure this field has no more than {most} characters.")
+        if "\0" in value:
+            raise _WrongError("Null characters are not allowed.")
         if pattern and not re.fullmatch(pattern, value):
             raise _WrongError("Enter a valid value.")
         return value

@@ -3,6 +3,7 @@
 Litestar is imported here and in what is served here (the bank), so that only the controller pays for it.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from carrel.daemons.desk import Desk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.report import NodeReport
 
+_LOG = logging.getLogger("carrelctld")
 AnyRequest = Request[Any, Any, Any]
 
 _STATUS = {NotFoundError: 404, RefusedError: 403, UsageError: 400, UnreachableError: 503}
@@ -177,7 +179,7 @@ def create(service: Service) -> Litestar:
             *mybrc.create(),
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
-        exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
+        exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence, Exception: _our_fault},
         logging_config=None,  # the daemon's own
         request_max_body_size=64 * 2**20,
     )
@@ -197,6 +199,11 @@ def _http_sentence(_request: AnyRequest, error: HTTPException) -> Response[views
     return Response(
         views.ErrorView(error=_with_places(error)), status_code=error.status_code, headers=error.headers or {}
     )
+
+
+def _our_fault(request: AnyRequest, error: Exception) -> Response[views.ErrorView]:
+    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Response(views.ErrorView(error="carrelctld failed at this; its log says how"), status_code=500)
 
 
 def _with_places(error: HTTPException) -> str:

@@ -4,14 +4,13 @@ What changes money needs ``Idempotency-Key``: the ledger's own key, under which 
 often it is sent, and answered alike.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
-from msgspec import Meta
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from carrel.bank.queries import PAGE
 from carrel.daemons import bank_views as views
@@ -20,7 +19,6 @@ from carrel.daemons.bank_bodies import (
     Correction,
     Gift,
     GiveBack,
-    Moment,
     Move,
     NewAccount,
     NewAllocation,
@@ -31,6 +29,7 @@ from carrel.daemons.bank_bodies import (
     Release,
     Terms,
 )
+from carrel.daemons.callers import without_nul
 from carrel.daemons.desk import DeniedError, Desk, admins_only
 from carrel.daemons.settling import Reconciled
 from carrel.daemons.views import ErrorView
@@ -46,7 +45,6 @@ from carrel.model.ledger import (
     MoneyState,
     OpenAllocation,
     OpenProject,
-    OptionalName,
     Place,
     Receipt,
     Refund,
@@ -68,7 +66,11 @@ Key = Annotated[
         description="Names this request: the same again is answered alike and changes nothing.",
     ),
 ]
-Limit = Annotated[int, Meta(ge=1, le=PAGE)]
+# Bounds stand here and not in a Meta: Litestar does not look into those of a query.
+Limit = Annotated[int, QueryParameter(ge=1, le=PAGE)]
+Position = Annotated[int, QueryParameter(ge=0, le=2**62)]
+Word = Annotated[str, QueryParameter(max_length=200)]
+When = Annotated[datetime | None, QueryParameter(description="With its offset; without one it is UTC")]
 COMMANDS_MAX = 10_000
 _STATUS = {
     "funds": 402,
@@ -102,6 +104,7 @@ async def _met(request: AnyRequest) -> tuple[Desk, Person]:
     desk: Desk | None = request.app.state.desk
     if desk is None:
         raise NotFoundError("this site runs no bank; bank.enabled of carrel.toml begins one")
+    without_nul(request)
     return desk, await desk.callers.person(request)
 
 
@@ -259,11 +262,11 @@ async def statement(
     request: AnyRequest,
     *,
     account: FromPath[str],
-    allocation: FromQuery[OptionalName] = "",
-    since: FromQuery[Moment | None] = None,
-    until: FromQuery[Moment | None] = None,
-    after: FromQuery[Annotated[int, Meta(ge=0, le=2**62)]] = 0,
-    limit: FromQuery[Limit] = PAGE,
+    allocation: Word = "",
+    since: When = None,
+    until: When = None,
+    after: Position = 0,
+    limit: Limit = PAGE,
 ) -> views.Statement:
     desk, person = await _met(request)
     return await desk.statement(
@@ -281,14 +284,14 @@ async def statement(
 async def list_charges(
     request: AnyRequest,
     *,
-    account: FromQuery[OptionalName] = "",
-    user: FromQuery[OptionalName] = "",
-    job: FromQuery[Annotated[int, Meta(ge=0, le=2**32)]] = 0,
-    run: FromQuery[OptionalName] = "",
-    cluster: FromQuery[OptionalName] = "",
+    account: Word = "",
+    user: Word = "",
+    job: Annotated[int, QueryParameter(ge=0, le=2**32)] = 0,
+    run: Word = "",
+    cluster: Word = "",
     states: Annotated[list[MoneyState] | None, QueryParameter(name="state")] = None,
-    before: FromQuery[Annotated[int, Meta(ge=0, le=2**62)]] = 0,
-    limit: FromQuery[Limit] = PAGE,
+    before: Position = 0,
+    limit: Limit = PAGE,
 ) -> list[views.ChargeView]:
     desk, person = await _met(request)
     return await desk.charges(
@@ -471,4 +474,6 @@ def _terms(data: Terms) -> dict[str, Any]:
 
 
 def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
+    if moment is None:
+        return None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -18,7 +18,7 @@ from litestar.exceptions import HTTPException
 from carrel.bank.tokens import Tokens
 from carrel.daemons import munge
 from carrel.daemons.banking import Bank
-from carrel.errors import RefusedError, UnreachableError
+from carrel.errors import RefusedError, UnreachableError, UsageError
 from carrel.model.access import Associations, Person, Token
 
 AnyRequest = Request[Any, Any, Any]
@@ -45,6 +45,16 @@ async def uid_of(request: AnyRequest, *, munge_socket: str) -> int:
         return await munge.verify(authorization, request.method, path, await request.body(), socket=munge_socket)
     except RefusedError as error:
         raise HTTPException(status_code=401, detail=str(error)) from error
+
+
+def without_nul(request: AnyRequest) -> None:
+    """Refuse what no name can hold, and what PostgreSQL would break at.
+
+    Raises:
+        UsageError: a part of the address has a NUL in it.
+    """
+    if any("\0" in str(word) for word in (*request.path_params.values(), *request.query_params.values())):
+        raise UsageError("the address has a NUL in it; no name has")
 
 
 class Callers:

@@ -18,10 +18,10 @@ from carrel.core import mybrc
 from carrel.core.mybrc import BadJobError
 from carrel.core.pricing import hourly
 from carrel.daemons.bank_views import AccountView
-from carrel.daemons.callers import uid_named
+from carrel.daemons.callers import uid_named, without_nul
 from carrel.daemons.desk import Desk
 from carrel.daemons.mybrc_desk import MybrcDesk, user_of
-from carrel.errors import CarrelError, UnreachableError
+from carrel.errors import CarrelError, UnreachableError, UsageError
 from carrel.model.access import Person
 from carrel.model.money import MICRO_SU_PER_SU
 
@@ -64,6 +64,10 @@ def _found(request: AnyRequest) -> MybrcDesk:
 
 async def _met(request: AnyRequest, *, writes: bool = False) -> _At:
     found = _found(request)
+    try:
+        without_nul(request)
+    except UsageError as error:
+        raise _Denied(400, {"detail": str(error)}) from error
     authorization = request.headers.get("authorization", "")
     if not authorization.startswith(SCHEME):
         raise _Denied(401, {"detail": "Authentication credentials were not provided."})

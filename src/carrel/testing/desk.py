@@ -106,7 +106,7 @@ class RestBank:
         content = body if isinstance(body, bytes | str) else None if body is None else json.dumps(body)
         if content is not None:
             sent.setdefault("Content-Type", "application/json")
-        transport = httpx.ASGITransport(app=cast("Any", self.app), client=client)
+        transport = httpx.ASGITransport(app=cast("Any", self.app), client=client, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://carrel", trust_env=False) as http:
             return Answer(await http.request(method, path, content=content, headers=sent))
 
