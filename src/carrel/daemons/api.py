@@ -21,6 +21,7 @@ from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.daemons.branch import Branch
 from carrel.daemons.desk import Desk
+from carrel.daemons.mybrc_desk import MybrcDesk
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.report import NodeReport
 
@@ -187,6 +188,8 @@ def create(service: Service) -> Litestar:
     app.state.desk = app.state.mybrc = None
     if service.bank is not None:
         app.state.desk = Desk(service.bank, service.branch, trusted=service.trusted, munge_socket=service.munge_socket)
+        if service.bank.settings.mybrc.enabled:
+            app.state.mybrc = MybrcDesk(app.state.desk)
     return app
 
 
