@@ -176,7 +176,7 @@ def end(
         return (_backfill(used, due, cluster=cluster, ref=ref), *back)
     array = used.array_job_id > 0 and not lien.run
     bind = _bind(cluster, lien, user=used.user, job_id=used.array_job_id or used.job_id, ref="" if array else ref)
-    if not used.elapsed_s and lien.state in {"unbound", "bound"}:
+    if used.state == "CANCELLED" and not used.elapsed_s and lien.state in {"unbound", "bound"}:
         # Tasks of an array that never began give their liens back together, when none waits any more.
         return bind if array else (*bind, _void(cluster, lien, "it never began"))
     unit = Due(lien.lien_micro_su // lien.units, 0, {})

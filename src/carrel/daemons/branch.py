@@ -10,6 +10,7 @@ from carrel.config import Config
 from carrel.daemons.alerts import Alerts
 from carrel.daemons.banking import Bank
 from carrel.daemons.counter import LINE_BYTES_MAX, Counter
+from carrel.daemons.lease import Lease
 from carrel.daemons.rounds import Rounds
 from carrel.daemons.settling import Reconciled
 from carrel.errors import CarrelError, UnreachableError
@@ -36,6 +37,7 @@ class Branch:
         self.rounds = Rounds(bank, settings.slurm)
         self._counter = Counter(bank)
         self._alerts = Alerts(settings.bank.alerts, bank.ledger.store)
+        self._lease = Lease(bank, self._counter)
         self._swept_s = self._reconciled_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
@@ -83,6 +85,9 @@ class Branch:
 
     async def _round(self) -> float:
         await self.bank.known()
+        if self.bank.settings.offline == "open":
+            # Before the look: what was promised has its own lien then, and is not placed once more.
+            await self._lease.keep()
         await self.rounds.round()
         now_s = time.monotonic()
         # After a round: a lien whose job was there for us to see is bound by now, and not swept.

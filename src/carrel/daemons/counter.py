@@ -28,7 +28,7 @@ from carrel.wire import peer
 
 _LOG = logging.getLogger("carrelctld.bank")
 LINE_BYTES_MAX = 64 * 1024
-_SEPARATOR = "\x1f"
+SEPARATOR = "\x1f"
 _NAMES_MAX = 100_000
 _TOKEN = re.compile(r"[0-9a-f]{32}(\.\w{1,12})?")
 _SLURM_USER = re.compile(r".*\((\d+)\)")
@@ -68,7 +68,7 @@ class Counter:
 
     async def answer(self, line: str, *, uid: int) -> Reply:
         """Answer one question of a process of this uid."""
-        verb, *words = line.split(_SEPARATOR)
+        verb, *words = line.split(SEPARATOR)
         fields = dict(word.partition("=")[::2] for word in words)
         try:
             if uid not in self._trusted():

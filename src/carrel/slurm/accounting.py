@@ -92,7 +92,7 @@ def read(text: str, *, part: str) -> Records:
     for row in sorted(_rows(text, part, found.broken), key=lambda row: int(row["Submit"])):
         job_id, submit_s = int(row["JobIDRaw"]), int(row["Submit"])
         state = row["State"].split()[0]
-        if state in FINAL and row["End"].isdigit():
+        if state in FINAL and row["End"].isdigit() and _whole(row):
             try:
                 found.ended.append(_used(row, state, runs[job_id]))
             except ValueError as error:
@@ -110,6 +110,11 @@ def _rows(text: str, part: str, broken: list[str]) -> Iterator[dict[str, str]]:
             yield row
         else:
             broken.append(line[:200].replace(part, "|"))
+
+
+def _whole(row: dict[str, str]) -> bool:
+    """Tell whether slurmdbd has all of a run: for a moment it may know the end of one, and not yet its beginning."""
+    return bool(row["Partition"]) and (bool(row["AllocTRES"]) or row["ElapsedRaw"] == "0")
 
 
 def _used(row: dict[str, str], state: str, restart: int) -> Used:

@@ -1,0 +1,109 @@
+"""What the bank keeps to when things go wrong at once: many submitters, kills, silence."""
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from carrel.testing.banked import OPEN, Banked
+from carrel.testing.daemons import wait_for
+from carrel.testing.postgres import Postgres
+from carrel.testing.sandbox import MakeSandbox
+
+pytestmark = pytest.mark.slurm
+
+SUBMITTERS = 100
+AFFORDABLE = 37
+JOB_MICRO_SU = -(-1_000_000 * 3660 // 3600)
+"""One CPU for an hour, and the minute that Slurm may be late."""
+
+
+BOTH = pytest.mark.parametrize("bank", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(sandbox_factory: MakeSandbox) -> Iterator[Banked]:
+    box = sandbox_factory(guests=False, slurmdbd=True, bank=True, deposit_su=0)
+    yield Banked(box)
+    box.down()
+
+
+@pytest.fixture(scope="module")
+def on_postgres(sandbox_factory: MakeSandbox, postgres_server: Postgres) -> Iterator[Banked]:
+    where = f'[bank]\ndatabase = "{postgres_server.schema()}"\n'
+    box = sandbox_factory(guests=False, slurmdbd=True, bank=True, deposit_su=0, carrel_conf=where)
+    yield Banked(box)
+    box.down()
+
+
+@pytest.fixture(params=["sqlite"])
+def bank(request: pytest.FixtureRequest) -> Banked:
+    found: Banked = request.getfixturevalue(f"on_{request.param}")
+    return found
+
+
+@BOTH
+def test_f1_of_a_hundred_submitters_at_once_as_many_are_accepted_as_the_account_covers(bank: Banked) -> None:
+    bank.deposit(AFFORDABLE * JOB_MICRO_SU, "row-2")
+    with ThreadPoolExecutor(SUBMITTERS) as pool:
+        options = ("--hold", "-n1", "-t60", "--wrap=true")
+        done = list(pool.map(lambda _: bank.try_sbatch(*options), range(SUBMITTERS)))
+    accepted = [said for status, said in done if status == 0]
+    refused = {re.sub(r"\n.*", "", said) for status, said in done if status != 0}
+    assert len(accepted) == AFFORDABLE, refused
+    sentence = "account 'demo' has 0.00 SU left, this job may need 1.016667 SU; see: carrel account show demo"
+    assert refused == {f"sbatch: error: {sentence}"}
+    assert bank.balance().available_micro_su == 0
+    bank.box.run(["scancel", "--user=root"])
+    wait_for(lambda: bank.balance().available_micro_su == AFFORDABLE * JOB_MICRO_SU, "all is free", timeout_s=60)
+    assert bank.broken() == []
+
+
+@BOTH
+def test_f12_what_ends_while_the_bank_is_away_is_charged_once_when_it_is_back(bank: Banked) -> None:
+    bank.deposit(10**12, "row-4")
+    job_id = bank.sbatch("--array=0-149", "-n1", "-t1", "--wrap=true")
+    long = bank.sbatch("-n1", "-t1", "--wrap=sleep 2")
+    bank.box.kill("carrelctld")
+    wait_for(lambda: set(bank.state(job_id).split()) == {"COMPLETED"}, "all tasks have ended", timeout_s=120)
+    bank.wait_state(long, "COMPLETED")
+    bank.box.start("carrelctld")
+    bank.wait_settled()
+    assert len([lien for lien in bank.liens("settled") if lien.job_id == job_id]) == 150
+    assert bank.wrong() == []
+    assert bank.broken() == []
+
+
+@pytest.mark.parametrize("victim", ["carrelctld", "slurmctld", "slurmdbd"])
+def test_f12_whoever_is_killed_no_run_is_charged_twice_or_never(bank: Banked, victim: str) -> None:
+    for seconds in (0, 1):
+        ids = [bank.sbatch("-n1", "-t2", f"--wrap=sleep {seconds + at % 2}") for at in range(4)]
+        # slurmctld writes its state every few seconds; a job that it never wrote is gone with it, and its lien lapses.
+        if victim == "slurmctld":
+            wait_for(lambda ids=ids: all(bank.state(each) == "COMPLETED" for each in ids), "ended", timeout_s=90)  # type: ignore[misc]
+        bank.box.kill(victim)
+        bank.box.start(victim)
+    wait_for(lambda: not bank.liens(*OPEN), "every lien is resolved", timeout_s=120)
+    wait_for(lambda: bank.wrong() == [], "each run is charged once", timeout_s=60)
+    assert bank.broken() == []
+
+
+def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_and_slurmctld_goes_on(bank: Banked) -> None:
+    bank.box.kill("carrelctld", signal.SIGSTOP)
+    try:
+        for _ in range(5):
+            began_s = time.monotonic()
+            status, said = bank.try_sbatch("-n1", "-t1", "--wrap=true")
+            assert status != 0
+            assert "carrelctld does not answer" in said
+            # Slurm itself gives up after MessageTimeout, ten seconds; this is no measure, the benchmark is.
+            assert time.monotonic() - began_s < 10
+            assert bank.scontrol("ping")[0] == 0
+    finally:
+        bank.box.kill("carrelctld", signal.SIGCONT)
+    wait_for(lambda: bank.try_sbatch("-n1", "-t1", "--wrap=true")[0] == 0, "it answers again", timeout_s=60)
+    wait_for(lambda: not bank.liens("active", "bound"), "all is charged", timeout_s=60)
+    assert bank.broken() == []
