@@ -1,9 +1,10 @@
-"""Our prices against what a real Slurm billed: the same jobs, by its own accounting, to the last unit.
+"""What a real Slurm's accounting says: of people, and of jobs, whose prices are compared with what it billed.
 
 The nodes are a cloud's: slurmctld gives them to jobs without a slurmd, so a thousand jobs start at once. What Slurm
 bills is an integer, truncated; what we charge is exact, so that both are compared truncated.
 """
 
+import asyncio
 import random
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -11,11 +12,13 @@ from decimal import Decimal
 
 import pytest
 
+from carrel.config import Slurm
 from carrel.core import imports
 from carrel.core.pricing import hourly
 from carrel.model.price import MILLION
 from carrel.sandbox.cluster import Sandbox
 from carrel.slurm import facts
+from carrel.slurm.client import SlurmClient
 from carrel.testing.daemons import wait_for
 from carrel.testing.sandbox import MakeSandbox
 
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.slurm
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 NODES = 48
-SHAPES, TASKS = 50, 10
+SHAPES, TASKS = 34, 15
 """Random descriptions for each of two modes, each an array of so many jobs. The third mode, MAX_TRES_GRES, came with
 Slurm 23.11; its documented example is in tests/unit/test_pricing.py."""
 MODES = {"sum": "", "max": "MAX_TRES"}
@@ -125,3 +128,32 @@ def test_a_thousand_jobs_are_priced_as_slurm_billed_them(cloud: Sandbox) -> None
         assert ours == told.get("billing", 0), f"{mode} {partition}: {dict(told)}"
     assert len(compared) >= 1000
     assert len({tuple(sorted(told.items())) for _, _, told in compared}) > SHAPES, "they are not all alike"
+
+
+def test_who_belongs_coordinates_and_administers_is_what_slurms_accounting_says(cloud: Sandbox) -> None:
+    for words in (
+        ("add", "account", "physics", "description=x", "organization=x"),
+        ("add", "account", "lasers", "parent=physics", "description=x", "organization=x"),
+        ("add", "user", "daemon", "account=lasers"),
+        ("add", "user", "bin", "account=physics"),
+        ("add", "coordinator", "account=physics", "names=bin"),
+        ("modify", "user", "daemon", "set", "adminlevel=Administrator"),
+    ):
+        done = cloud.run(["sacctmgr", "-i", *words])
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = asyncio.run(SlurmClient(Slurm(conf=cloud.env["SLURM_CONF"])).associations())
+    assert found is not None
+    assert (found.accounts["physics"], found.accounts["lasers"]) == ("", "physics")
+    assert found.users["lasers"] == {"daemon"}
+    assert found.coordinates("bin", "lasers")
+    assert not found.coordinates("daemon", "lasers")
+    assert {"root", "daemon"} <= found.administrators
+    assert "bin" not in found.administrators
+
+
+def test_a_slurm_without_accounting_knows_nobody(sandbox_factory: MakeSandbox) -> None:
+    box = sandbox_factory(nodes=1, guests=False)
+    try:
+        assert asyncio.run(SlurmClient(Slurm(conf=box.env["SLURM_CONF"])).associations()) is None
+    finally:
+        box.down()

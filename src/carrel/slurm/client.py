@@ -182,18 +182,15 @@ class SlurmClient:
         Raises:
             UnreachableError: slurmdbd did not answer.
         """
+        settings = await self.settings()
+        if settings.get("AccountingStorageType") != "accounting_storage/slurmdbd":
+            return None
         show = ("sacctmgr", "-n", "-P", "show")
-        cluster = f"cluster={await self.cluster()}"
-        try:
-            said = await asyncio.gather(
-                self._ask(*show, "assoc", cluster, people.ASSOC_FORMAT),
-                self._ask(*show, "account", "WithCoord", people.ACCOUNT_FORMAT),
-                self._ask(*show, "user", people.USER_FORMAT),
-            )
-        except UnreachableError as error:
-            if "accounting storage is disabled" in str(error) or "not running a supported" in str(error):
-                return None
-            raise
+        said = await asyncio.gather(
+            self._ask(*show, "assoc", f"cluster={settings.get('ClusterName', '')}", people.ASSOC_FORMAT),
+            self._ask(*show, "account", "WithCoord", people.ACCOUNT_FORMAT),
+            self._ask(*show, "user", people.USER_FORMAT),
+        )
         return people.parse(*said)
 
     async def cluster(self) -> str:
