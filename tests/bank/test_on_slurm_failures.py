@@ -77,21 +77,21 @@ def test_f12_what_ends_while_the_bank_is_away_is_charged_once_when_it_is_back(ba
     assert bank.broken() == []
 
 
-@pytest.mark.parametrize("victim", ["carrelctld", "slurmctld", "slurmdbd"])
+@pytest.mark.parametrize("victim", ["carrelctld", "slurmdbd"])
 def test_f12_whoever_is_killed_no_run_is_charged_twice_or_never(bank: Banked, victim: str) -> None:
+    bank.deposit(10**9, f"kill-{victim}")
     for seconds in (0, 1):
-        ids = [bank.sbatch("-n1", "-t2", f"--wrap=sleep {seconds + at % 2}") for at in range(4)]
-        # slurmctld writes its state every few seconds; a job that it never wrote is gone with it, and its lien lapses.
-        if victim == "slurmctld":
-            wait_for(lambda ids=ids: all(bank.state(each) == "COMPLETED" for each in ids), "ended", timeout_s=90)  # type: ignore[misc]
+        for at in range(4):
+            _submitted(bank, f"--wrap=sleep {seconds + at % 2}")
         bank.box.kill(victim)
         bank.box.start(victim)
     wait_for(lambda: not bank.liens(*OPEN), "every lien is resolved", timeout_s=120)
-    wait_for(lambda: bank.wrong() == [], "each run is charged once", timeout_s=60)
+    assert bank.wrong() == []
     assert bank.broken() == []
 
 
 def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_and_slurmctld_goes_on(bank: Banked) -> None:
+    bank.deposit(10**9, "hung")
     bank.box.kill("carrelctld", signal.SIGSTOP)
     try:
         for _ in range(5):
@@ -107,3 +107,33 @@ def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_and_slurmctld_goe
     wait_for(lambda: bank.try_sbatch("-n1", "-t1", "--wrap=true")[0] == 0, "it answers again", timeout_s=60)
     wait_for(lambda: not bank.liens("active", "bound"), "all is charged", timeout_s=60)
     assert bank.broken() == []
+
+
+def test_f31_a_slurmctld_that_forgets_and_runs_jobs_again_has_each_run_charged_as_slurmdbd_says(bank: Banked) -> None:
+    bank.deposit(10**9, "forgets")
+    ids = [_submitted(bank, f"--wrap=sleep {at % 2}") for at in range(4)]
+    wait_for(lambda: all(bank.state(each) == "COMPLETED" for each in ids), "they have ended", timeout_s=60)
+    bank.box.restart("slurmctld", signal.SIGKILL)
+    # Some live again, some ids come back, and of some slurmdbd never learns the end: those stay open, for a person.
+    after = _submitted(bank, "--wrap=sleep 1")
+    bank.wait_state(after, "COMPLETED")
+    wait_for(lambda: not _living(bank), "all has ended again", timeout_s=80)
+    wait_for(lambda: bank.wrong() == [], "each run is charged once", timeout_s=60)
+    assert bank.broken() == []
+
+
+def _living(bank: Banked) -> str:
+    return bank.box.run(["squeue", "-h"]).stdout.strip()
+
+
+def _submitted(bank: Banked, script: str) -> int:
+    """Submit as soon as everybody is back."""
+    ids: list[int] = []
+
+    def accepted() -> bool:
+        status, said = bank.try_sbatch("-n1", "-t2", script)
+        ids.extend([int(said)] if status == 0 else [])
+        return bool(ids)
+
+    wait_for(accepted, "a job is accepted", timeout_s=60)
+    return ids[0]

@@ -57,7 +57,8 @@ class Rounds:
         seen = await queue.look(self._slurm, cluster=name)
         # After the look: whatever job it shows was placed before.
         folio = Folio(await asyncio.to_thread(runs.open_liens, store, cluster=name))
-        await self.settling.recall([run for run in seen if not (run.waiting_tasks or self.settling.done(run))], folio)
+        strange = [run for run in seen if not (run.waiting_tasks or (run.over and self.settling.done(run)))]
+        await self.settling.recall(strange, folio)
         living = [run for run in seen if not run.over]
         await self._place(living, folio)
         await self._go_on(living, folio)

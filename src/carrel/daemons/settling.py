@@ -13,7 +13,7 @@ import msgspec
 from carrel.bank import runs
 from carrel.config import Slurm
 from carrel.core import billing
-from carrel.core.billing import CHARGED, OPEN, Due
+from carrel.core.billing import CHARGED, Due
 from carrel.core.folio import Folio, Name, name_of
 from carrel.daemons.banking import Bank
 from carrel.daemons.teller import Teller
@@ -55,7 +55,7 @@ class Settling:
     async def settle(self, seen: Sequence[Seen], folio: Folio) -> None:
         """Charge what ended, free what never began, and count how long the rest is missing."""
         here = {_name(run) for run in seen}
-        self._remember(seen, here, folio)
+        self._remember(seen, folio)
         ended = [run for run in seen if run.over and not self.done(run)]
         await self._teller.do(self._never_began(ended, folio))
         missing = [lien for lien in folio.open.values() if lien.run and name_of(lien.run) not in here]
@@ -83,17 +83,25 @@ class Settling:
         for used in ended:
             name = (used.job_id, used.submit_s)
             lien = folio.of(used)
-            if name in self._done or (lien is not None and lien.state in CHARGED) or self._not_ours(used, lien):
+            if name in self._done or self._not_ours(used, lien):
                 self._done.add(name)
             elif due := self._due(used):
-                plans.append((name, self._commands(used, lien, due, folio)))
+                charged = lien is not None and lien.state in CHARGED
+                plans.append(
+                    (
+                        name,
+                        await self._correction(used, lien, due)
+                        if lien is not None and charged
+                        else self._commands(used, lien, due, folio),
+                    )
+                )
         answers = await self._teller.do([command for _, commands in plans for command in commands])
         at = 0
         for name, commands in plans:
             if self._teller.all_done(answers[at : at + len(commands)]):
                 self._done.add(name)
             at += len(commands)
-        return len(plans)
+        return sum(1 for _, commands in plans if commands)
 
     async def reconcile(self, from_s: int) -> Reconciled:
         """Compare all that ended since with the ledger: charge what was missed, correct what was not known better.
@@ -108,40 +116,46 @@ class Settling:
         name, store = self._bank.cluster_name, self._bank.ledger.store
         folio = Folio(await asyncio.to_thread(runs.open_liens, store, cluster=name))
         await self.recall(records.ended, folio)
-        late = [used for used in records.ended if (lien := folio.of(used)) is None or lien.state in OPEN]
+        self._done -= {(used.job_id, used.submit_s) for used in records.ended}
+        known = [used for used in records.ended if (lien := folio.of(used)) is not None and lien.state in CHARGED]
+        found.corrected = await self.charge(known, folio)
+        found.matched = len(known) - found.corrected
+        names = {(used.job_id, used.submit_s) for used in known}
+        late = [used for used in records.ended if (used.job_id, used.submit_s) not in names]
         found.created = await self.charge(late, folio)
-        for used in records.ended:
-            lien = folio.of(used)
-            if lien is not None and lien.state in CHARGED:
-                found.matched += 1
-                found.corrected += await self._correct(used, lien)
         return found
 
-    async def _correct(self, used: Used, lien: LienView) -> int:
-        """Charge anew what was charged by less than the accounting; a person's word stands."""
-        due = self._due(used)
-        if due is None or due.amount_micro_su == lien.charged_micro_su:
-            return 0
-        actor, inputs = await asyncio.to_thread(runs.last_command, self._bank.ledger.store, lien.id)
-        if actor != billing.ACTOR or inputs.get("source") == used.source:
-            return 0
-        command = Correct(
-            key=f"c/{self._bank.cluster_name}/{lien.run}/{due.amount_micro_su}",
-            actor=billing.ACTOR,
-            cluster=self._bank.cluster_name,
-            run=lien.run,
-            amount_micro_su=due.amount_micro_su,
-            reason=f"slurmdbd says otherwise than {inputs.get('source', 'was known')}",
-            price_version=due.version,
-            inputs=due.inputs,
-        )
-        return int(self._teller.all_done(await self._teller.do([command])))
+    async def _correction(self, used: Used, lien: LienView, due: Due) -> tuple[AnyCommand, ...]:
+        """Return what charges anew a run of which more is known now than when it was charged.
 
-    def _remember(self, seen: Sequence[Seen], here: set[Name], folio: Folio) -> None:
+        After a crash slurmctld may run a job again that had ended; slurmdbd then has its second life in place of the
+        first. A person's word stands, and so does a charge by prices that were in force.
+        """
+        if due.amount_micro_su == lien.charged_micro_su:
+            return ()
+        actor, inputs = await asyncio.to_thread(runs.last_command, self._bank.ledger.store, lien.id)
+        what = ("seconds", "resources", "partition", "qos")
+        if actor != billing.ACTOR or all(inputs.get(name) == due.inputs[name] for name in what):
+            return ()
+        return (
+            Correct(
+                key=f"c/{self._bank.cluster_name}/{lien.run}/{self._bank.stamp()}",
+                actor=billing.ACTOR,
+                cluster=self._bank.cluster_name,
+                run=lien.run,
+                amount_micro_su=due.amount_micro_su,
+                reason=f"{used.source} says {used.elapsed_s} s now",
+                price_version=due.version,
+                inputs=due.inputs,
+            ),
+        )
+
+    def _remember(self, seen: Sequence[Seen], folio: Folio) -> None:
         open_runs = {name for lien in folio.open.values() if (name := name_of(lien.run))}
         self._seen |= {_name(run): run for run in seen if not run.over and _name(run) in open_runs}
         self._seen = {name: run for name, run in self._seen.items() if name in open_runs}
-        self._done &= here
+        # After a crash slurmctld may take a run for alive whose end it has forgotten.
+        self._done &= {_name(run) for run in seen if run.over}
 
     def _never_began(self, ended: Sequence[Seen], folio: Folio) -> list[AnyCommand]:
         found: list[AnyCommand] = []

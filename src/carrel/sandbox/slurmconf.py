@@ -191,6 +191,7 @@ def carrel_toml(place: Place, image_store: Path) -> str:
             # A sandbox shares its machine with whatever else runs there.
             "deadline_ms": 500,
             "look_period_s": 0.5,
+            "reconcile_period_s": 5.0,
         }
     return _toml(ours, place.spec.carrel_conf)
 

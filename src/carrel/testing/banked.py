@@ -21,7 +21,7 @@ from carrel.testing.daemons import wait_for
 
 ACCOUNT = "demo"
 OPEN = ("unbound", "bound", "active", "unknown_end")
-SETTLED_WITHIN_S = 25.0
+SETTLED_WITHIN_S = 60.0
 _MICRO = 1_000_000
 
 
@@ -86,7 +86,8 @@ class Banked:
             return found
 
     def lien(self, job_id: int) -> LienView:
-        """Return the only lien of a job."""
+        """Return the only lien of a job, once it is bound to it."""
+        wait_for(lambda: any(lien.job_id == job_id for lien in self.liens()), f"job {job_id} has a lien", timeout_s=60)
         (found,) = [lien for lien in self.liens() if lien.job_id == job_id]
         return found
 
