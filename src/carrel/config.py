@@ -209,6 +209,33 @@ class RefundPercent(Section, frozen=True):
     """None of its guests could be started, and not by the user's fault."""
 
 
+class AlertSettings(Section, frozen=True):
+    """When an account has used so much that somebody should know."""
+
+    percent: tuple[Annotated[int, Meta(ge=1, le=1000)], ...] = (50, 75, 90, 100)
+    """Of what its valid allocations were given, charged; empty: no alerts."""
+    command: tuple[str, ...] = ()
+    """Run for each crossing, with ``CARREL_ALERT`` (the crossing's name), ``CARREL_ALERT_ACCOUNT``,
+    ``CARREL_ALERT_PERCENT`` and ``CARREL_ALERT_SENTENCE`` in its environment; the first word is a path. One that
+    fails is run again later."""
+    period_s: float = 60.0
+    timeout_s: float = 30.0
+
+
+class MybrcServer(Section, frozen=True):
+    """The myBRC API, for clusters that run slurm-banking-plugins; below ``/api`` and ``/mybrc-rest``."""
+
+    enabled: bool = False
+    allow_all: bool = False
+    """Every job may be submitted, whatever it costs; nothing is set aside."""
+    unlimited_prefixes: tuple[str, ...] = ()
+    """Accounts whose names begin so may submit whatever it costs, as ``co_`` there."""
+    cluster: str = "mybrc"
+    """What the ledger calls the cluster whose plug-ins ask."""
+    year_begins: Annotated[str, Meta(pattern=r"^(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])\Z")] = "01-01"
+    """Month and day from which on ``GET /jobs/`` lists where no time is asked for."""
+
+
 class Bank(Section, frozen=True):
     enabled: bool = False
     """Price each job before it runs. ``job_submit.lua`` reads this, too: with false it asks nobody."""
@@ -237,6 +264,8 @@ class Bank(Section, frozen=True):
     reconcile_period_s: float = 600.0
     """How often all that ended lately is compared with Slurm's accounting."""
     refund_percent: RefundPercent = RefundPercent()
+    alerts: AlertSettings = AlertSettings()
+    mybrc: MybrcServer = MybrcServer()
     prices: Prices = Prices()
 
 

@@ -7,8 +7,17 @@ import msgspec
 
 from carrel.bank.shelf import columns
 from carrel.bank.tables import LIEN
-from carrel.core.book import ACCOUNTS_EACH, KINDS
-from carrel.model.ledger import AnyCommand, Balance, Budget, LienView, MoneyState, StatementLine
+from carrel.core.book import ACCOUNTS_EACH, KINDS, run_ref
+from carrel.model.ledger import (
+    AnyCommand,
+    Balance,
+    Budget,
+    HistoryLine,
+    LienView,
+    MoneyState,
+    StatementLine,
+    Totals,
+)
 from carrel.ports import Reading, Store
 
 PAGE = 1000
@@ -76,6 +85,95 @@ def liens(
     with store.reading() as session:
         wanted = list(states or get_args(MoneyState))
         return [lien_view(row) for row in session.rows(sql, project, project, wanted, after, min(limit, PAGE))]
+
+
+def latest(
+    store: Store,
+    *,
+    project: str = "",
+    user: str = "",
+    job_id: int = 0,
+    cluster: str = "",
+    run: str = "",
+    states: Sequence[MoneyState] = (),
+    before: int = 0,
+    limit: int = PAGE,
+) -> list[LienView]:
+    """Return a page of liens and charges, the newest first; each filter that is not empty must hold.
+
+    Args:
+        store: Where to read.
+        project: Only this project's.
+        user: Only this user's.
+        job_id: Only those of this job: one for each of its runs.
+        cluster: Of ``run``.
+        run: Only this run of that cluster.
+        states: Only in these states.
+        before: Begin before the lien of this number.
+        limit: Most rows.
+    """
+    filters: list[tuple[str, object]] = [
+        ("project = %s", project),
+        ("username = %s", user),
+        ("job_id = %s", job_id),
+        ("run_ref = %s", run_ref(cluster, run) if run else ""),
+        ("state IN ({texts})", list(states)),
+        ("id < %s", before),
+    ]
+    kept = [(text, value) for text, value in filters if value]
+    where = " AND ".join(["id > 0", *(text for text, _ in kept)])
+    sql = f"SELECT {columns(LIEN)} FROM lien WHERE {where} ORDER BY id DESC LIMIT %s"  # noqa: S608  # our own names
+    with store.reading() as session:
+        values = [value for _, value in kept]
+        return [lien_view(row) for row in session.rows(sql, *values, max(1, min(limit, PAGE)))]
+
+
+def history(store: Store, lien_id: int) -> list[HistoryLine]:
+    """Return what was done to one lien, the oldest first, with the requests: who, why, and from which inputs."""
+    sql = "SELECT seq, at_s, kind, flags, request FROM txn WHERE lien = %s ORDER BY seq"
+    with store.reading() as session:
+        return [_history(row) for row in session.rows(sql, lien_id)]
+
+
+def _history(row: Sequence[Any]) -> HistoryLine:
+    seq, at_s, kind, flags, request = row
+    command = _Request.decode(request)
+    return HistoryLine(
+        seq=seq,
+        at_s=at_s,
+        kind=kind,
+        amount_micro_su=getattr(command, "amount_micro_su", 0),
+        actor=command.actor,
+        reason=getattr(command, "reason", ""),
+        price_version=getattr(command, "price_version", 0),
+        inputs=getattr(command, "inputs", {}),
+        flags=tuple(flags.split()),
+    )
+
+
+def members(store: Store, user: str) -> list[str]:
+    """Return the projects in which the user has a cap or ever had a job."""
+    with store.reading() as session:
+        return [name for (name,) in session.rows("SELECT project FROM member WHERE username = %s", user)]
+
+
+def totals(store: Store) -> Totals:
+    """Return how much there is of everything."""
+    with store.reading() as session:
+        ((seq, projects, allocations, opened, unknown),) = session.rows(
+            "SELECT (SELECT coalesce(max(seq), 0) FROM txn), (SELECT count(*) FROM project), "
+            "(SELECT count(*) FROM allocation), (SELECT count(*) FROM lien WHERE open > 0), "
+            "(SELECT count(*) FROM lien WHERE state = 'unknown_end')"
+        )
+        last = next(iter(session.rows("SELECT hash FROM txn ORDER BY seq DESC LIMIT 1")), (b"",))
+        return Totals(
+            transactions=seq,
+            projects=projects,
+            allocations=allocations,
+            open_liens=opened,
+            unknown_ends=unknown,
+            last_hash=bytes(last[0]).hex(),
+        )
 
 
 def lien(store: Store, *, cluster: str, run: str = "", token: str = "", het_offset: int = 0) -> LienView | None:

@@ -102,7 +102,47 @@ TXN = Table(
 ENTRY = Table(name="entry", columns={"seq": "bigint", "account": "bigint", "amount": "bigint", "balance": "bigint"})
 KEY = Table(name="idempotency", columns={"key": "text", "request_hash": "bytea", "answer": "text", "at_s": "bigint"})
 
-TABLES = {table.name: table for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY)}
+TOKEN = Table(
+    name="token",
+    columns={
+        "name": "text",
+        "hash": "bytea",
+        "username": "text",
+        "scope": "text",
+        "note": "text",
+        "created_s": "bigint",
+        "expires_s": "bigint",
+        "revoked_s": "bigint",
+    }
+    | _VERSION,
+    key=("name",),
+)
+ALERT = Table(
+    name="alert",
+    columns={"project": "text", "percent": "bigint", "told": "bigint", "number": "bigint"} | _VERSION,
+    key=("project",),
+)
+MYBRC_JOB = Table(
+    name="mybrc_job",
+    columns={
+        "id": "text",
+        "username": "text",
+        "project": "text",
+        "status": "text",
+        "part": "text",
+        "amount": "bigint",
+        "start_s": "bigint",
+        "cpu_ms": "bigint",
+        "body": "text",
+    }
+    | _VERSION,
+    key=("id",),
+)
+
+TABLES = {
+    table.name: table
+    for table in (PROJECT, MEMBER, ALLOCATION, ACCOUNT, LIEN, LEG, TXN, ENTRY, KEY, TOKEN, ALERT, MYBRC_JOB)
+}
 ROWS: dict[type[Row], Table] = {
     Project: PROJECT,
     Member: MEMBER,

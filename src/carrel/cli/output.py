@@ -5,8 +5,9 @@ What a guest or another user wrote (consoles, job names) reaches the terminal wi
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from typing import get_origin
 
 import msgspec
 
@@ -26,11 +27,34 @@ def objects(found: Iterable[object]) -> None:
         print(msgspec.json.encode(item).decode())
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table: with rich for a terminal, plainly aligned for a pipe."""
+def csv(found: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> None:
+    """Print objects as CSV, a title for each field; what is a list of its own is left out."""
+    # Only who asks for it pays for it.
+    import csv as comma_separated  # noqa: PLC0415
+
+    names = [field.name for field in msgspec.structs.fields(kind) if get_origin(field.type) is not list]
+    writer = comma_separated.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    for item in found:
+        plain = msgspec.to_builtins(item)
+        values = (plain[name] for name in names)
+        writer.writerow([" ".join(map(str, value)) if isinstance(value, list | tuple) else value for value in values])
+
+
+def table(
+    titles: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = (), whole: Collection[str] = ()
+) -> None:
+    """Print a table: with rich for a terminal, plainly aligned for a pipe.
+
+    Args:
+        titles: Of its columns.
+        rows: As many cells each.
+        right: Titles of the columns that are numbers, and end below each other.
+        whole: Titles of the columns that are not broken either where the terminal is narrow.
+    """
     cells = [[_cell(item) for item in row] for row in rows]
     if not sys.stdout.isatty():
-        _plain([list(titles), *cells])
+        _plain([list(titles), *cells], right={titles.index(title) for title in right})
         return
     # Only a terminal pays for it.
     from rich import box  # noqa: PLC0415
@@ -40,7 +64,9 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in titles:
-        shown.add_column(title, overflow="fold")
+        # A number that is broken in two is read as another one.
+        unbroken = title in right or title in whole
+        shown.add_column(title, overflow="fold", justify="right" if title in right else "left", no_wrap=unbroken)
     for row in cells:
         shown.add_row(*(Text(cell) for cell in row))
     Console().print(shown)
@@ -101,7 +127,11 @@ def _bar(share: float) -> str:
     return ("█" if can else "#") * round(share * _BAR_CELLS)
 
 
-def _plain(rows: list[list[str]]) -> None:
+def _plain(rows: list[list[str]], *, right: Collection[int]) -> None:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (
+            f"{cell:{'>' if at in right else '<'}{width}}"
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(cells).rstrip())

@@ -29,6 +29,7 @@ _STATUS = {
 _ENVIRONMENT = {
     "CARREL_CONFIG": "The configuration file.",
     "SLURM_CONF": "Slurm's configuration; a carrel.toml beside it is ours.",
+    "CARREL_TOKEN_FILE": "A file with a token, by which the bank is asked in place of munge or the socket.",
     "CARREL_IMAGE_STORE": "The image store, where the configuration names none.",
     "CARREL_TEMPLATE_STORE": "The directory of templates, where the configuration names none.",
     "CARREL_LIBEXEC": "Directory of the programs that Slurm and guests run.",

@@ -1,8 +1,9 @@
 """carrelctld's REST API. Its OpenAPI description is made from these handlers.
 
-Litestar is imported here and nowhere else, so that only the controller pays for it.
+Litestar is imported here and in what is served here (the bank), so that only the controller pays for it.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,22 +16,22 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from carrel import __version__
-from carrel.daemons import hosts_api, maps, munge, views
+from carrel.daemons import bank_api, callers, hosts_api, maps, mybrc, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.daemons.branch import Branch
+from carrel.daemons.desk import Desk
 from carrel.daemons.hosts import HostDesk
+from carrel.daemons.mybrc_desk import MybrcDesk
 from carrel.daemons.wishes import Wishes
-from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.report import NodeReport, ReportAnswer
 
+_LOG = logging.getLogger("carrelctld")
 AnyRequest = Request[Any, Any, Any]
 
-UNIX = "unix"
-"""The host part of ``scope["client"]`` of a peer on the unix socket; its port is the peer's uid, from the kernel."""
-
-_STATUS = {NotFoundError: 404, RefusedError: 403, UnreachableError: 503}
+_STATUS = {NotFoundError: 404, RefusedError: 403, UsageError: 400, UnreachableError: 503}
 
 
 class Service:
@@ -45,7 +46,7 @@ class Service:
         changed: Callable[[], None],
         silent_after_s: float,
         munge_socket: str,
-        desk: HostDesk,
+        hosts: HostDesk,
         exchange: Callable[[HostReport, str], Awaitable[Orders]] | None = None,
         bank: Bank | None = None,
         branch: Branch | None = None,
@@ -59,7 +60,7 @@ class Service:
             changed: Called when guests changed.
             silent_after_s: A node that was not heard for so long is shown as silent.
             munge_socket: Munge's socket; empty: its own default.
-            desk: The hosts of guests-as-nodes.
+            hosts: The hosts of guests-as-nodes.
             exchange: Takes what a host says of itself, and returns what it shall carry; None: there are no hosts.
             bank: The ledger and the prices; None: this site runs no bank.
             branch: What works on that bank: its rounds, and what they could not charge.
@@ -71,7 +72,7 @@ class Service:
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
         self.wishes = Wishes()
-        self.desk = desk
+        self.hosts = hosts
         self.exchange = exchange
         self.bank = bank
         self.branch = branch
@@ -92,18 +93,7 @@ class Service:
 async def _caller(request: AnyRequest) -> int:
     """Return the caller's uid, or EVERYBODY for one that may see everything."""
     service: Service = request.app.state.service
-    client = request.scope["client"]
-    if client is not None and client[0] == UNIX:
-        uid = int(client[1])
-    else:
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        authorization = request.headers.get("authorization", "")
-        try:
-            uid = await munge.verify(
-                authorization, request.method, path, await request.body(), socket=service.munge_socket
-            )
-        except RefusedError as error:
-            raise HTTPException(status_code=401, detail=str(error)) from error
+    uid = await callers.uid_of(request, munge_socket=service.munge_socket)
     return EVERYBODY if uid in service.trusted else uid
 
 
@@ -229,13 +219,20 @@ def create(service: Service) -> Litestar:
             consoles,
             health,
             *hosts_api.HANDLERS,
+            bank_api.create(),
+            *mybrc.create(),
         ],
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
-        exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence},
+        exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence, Exception: _our_fault},
         logging_config=None,  # the daemon's own
         request_max_body_size=64 * 2**20,
     )
     app.state.service = service
+    app.state.desk = app.state.mybrc = None
+    if service.bank is not None:
+        app.state.desk = Desk(service.bank, service.branch, trusted=service.trusted, munge_socket=service.munge_socket)
+        if service.bank.settings.mybrc.enabled:
+            app.state.mybrc = MybrcDesk(app.state.desk)
     return app
 
 
@@ -245,4 +242,22 @@ def _sentence(_request: AnyRequest, error: CarrelError) -> Response[views.ErrorV
 
 
 def _http_sentence(_request: AnyRequest, error: HTTPException) -> Response[views.ErrorView]:
-    return Response(views.ErrorView(error=error.detail.lower()), status_code=error.status_code)
+    return Response(
+        views.ErrorView(error=_with_places(error)), status_code=error.status_code, headers=error.headers or {}
+    )
+
+
+def _our_fault(request: AnyRequest, error: Exception) -> Response[views.ErrorView]:
+    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Response(views.ErrorView(error="carrelctld failed at this; its log says how"), status_code=500)
+
+
+def _with_places(error: HTTPException) -> str:
+    """Return the sentence, with the fields of the request that it is about."""
+    places = [f"{found.get('key', '')}: {found['message']}" for found in _found(error)]
+    return "; ".join([error.detail, *places]).lower().replace("`", "'")
+
+
+def _found(error: HTTPException) -> list[dict[str, str]]:
+    extra = error.extra if isinstance(error.extra, list) else []
+    return [found for found in extra if isinstance(found, dict) and "message" in found]

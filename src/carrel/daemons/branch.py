@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from carrel.config import Config
+from carrel.daemons.alerts import Alerts
 from carrel.daemons.banking import Bank
 from carrel.daemons.counter import LINE_BYTES_MAX, Counter
 from carrel.daemons.lease import Lease
@@ -35,6 +36,7 @@ class Branch:
         self.bank = bank
         self.rounds = Rounds(bank, settings.slurm)
         self._counter = Counter(bank)
+        self._alerts = Alerts(settings.bank.alerts, bank.ledger.store)
         self._lease = Lease(bank, self._counter)
         self._swept_s = self._reconciled_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -45,6 +47,7 @@ class Branch:
         self._server = await asyncio.start_unix_server(self._counter.connected, sock=listening, limit=LINE_BYTES_MAX)
         self._keep("facts", self._facts)
         self._keep("rounds", self._round)
+        self._keep("alerts", self._alerts.look)
 
     async def close(self) -> None:
         """End all that ``start`` began, and let go of the ledger."""

@@ -93,7 +93,7 @@ class Controller:
         import uvicorn  # noqa: PLC0415
         from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415
 
-        from carrel.daemons import api  # noqa: PLC0415
+        from carrel.daemons import api, callers  # noqa: PLC0415
 
         class PeerProtocol(H11Protocol):
             """Tells the application which user is at the other end of a unix socket, as the kernel says."""
@@ -103,7 +103,7 @@ class Controller:
                 sock = opened.get_extra_info("socket")
                 if sock.family == socket.AF_UNIX:
                     _, uid, _ = peer(sock)
-                    self.client = (api.UNIX, uid)
+                    self.client = (callers.UNIX, uid)
 
         class Server(uvicorn.Server):
             """Leaves the signals to us: uvicorn's way is to raise them once more at its end."""
@@ -119,7 +119,7 @@ class Controller:
             changed=self._changed.set,
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
-            desk=self.desk,
+            hosts=self.desk,
             exchange=self._reconciler.exchange if self._reconciler else None,
             bank=self._branch.bank if self._branch else None,
             branch=self._branch,

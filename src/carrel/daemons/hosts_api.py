@@ -83,7 +83,7 @@ async def _change(request: AnyRequest, deed: Callable[[HostDesk], None]) -> None
 
 
 def _desk(request: AnyRequest) -> HostDesk:
-    desk: HostDesk = request.app.state.service.desk
+    desk: HostDesk = request.app.state.service.hosts
     return desk
 
 

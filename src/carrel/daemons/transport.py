@@ -12,7 +12,7 @@ import msgspec
 
 from carrel.config import Controller
 from carrel.daemons import munge
-from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
+from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 
 ANSWER_MAX_BYTES = 64 * 2**20
 DEFAULT_TIMEOUT_S = 5.0
@@ -53,9 +53,23 @@ def address(listen: str) -> Address:
 
 
 async def request(
-    controller: Controller, method: str, path: str, body: bytes = b"", *, timeout_s: float = DEFAULT_TIMEOUT_S
+    controller: Controller,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    more: Mapping[str, str] | None = None,
 ) -> Answer:
     """Ask carrelctld one thing.
+
+    Args:
+        controller: Where it listens.
+        method: Of HTTP.
+        path: With its query.
+        body: JSON, or nothing.
+        timeout_s: For all of it.
+        more: Headers beside our own; with ``Authorization`` among them munge is not asked.
 
     Raises:
         UnreachableError: nobody listens, or no whole answer came within ``timeout_s``.
@@ -66,7 +80,8 @@ async def request(
             headers = {"Host": "carrel", "Connection": "close", "Content-Length": str(len(body))}
             if body:
                 headers["Content-Type"] = "application/json"
-            if not where.path:
+            headers |= more or {}
+            if not where.path and "Authorization" not in headers:
                 headers["Authorization"] = await munge.sign(method, path, body, socket=controller.munge_socket)
             return await _exchange(where, _head(method, path, headers) + body)
     except TimeoutError as error:
@@ -85,9 +100,12 @@ def decoded(answer: Answer) -> object:
     except (msgspec.DecodeError, KeyError, TypeError):
         sentence = f"carrelctld answered with status {answer.status}; see its log"
     kinds: dict[int, type[CarrelError]] = {
+        400: UsageError,
         401: RefusedError,
+        402: RefusedError,
         403: RefusedError,
         404: NotFoundError,
+        409: RefusedError,
         503: UnreachableError,
     }
     raise kinds.get(answer.status, CarrelError)(sentence)

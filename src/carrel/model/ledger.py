@@ -377,6 +377,33 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...]
 
 
+class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was done to a lien, and by whom."""
+
+    seq: int
+    at_s: int
+    kind: str
+    amount_micro_su: int
+    actor: str
+    reason: str
+    price_version: int
+    inputs: dict[str, Any]
+    flags: tuple[str, ...]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """How much the ledger holds."""
+
+    transactions: int
+    projects: int
+    allocations: int
+    open_liens: int
+    unknown_ends: int
+    """Liens of runs whose end nobody knows: a person should look."""
+    last_hash: str
+    """Of the last transaction; kept elsewhere, it proves that no end was cut off."""
+
+
 class Break(msgspec.Struct, frozen=True, kw_only=True):
     """An invariant that does not hold, and where."""
 

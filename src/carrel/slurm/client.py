@@ -19,9 +19,10 @@ import msgspec
 from carrel import process
 from carrel.config import Slurm
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.access import Associations
 from carrel.model.job import Job, JobKey, JobState
 from carrel.process import CommandError
-from carrel.slurm import hostlist
+from carrel.slurm import hostlist, people
 
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
@@ -191,6 +192,23 @@ class SlurmClient:
         text = await self.ask("scontrol", "show", "config")
         pairs = (line.partition("=") for line in text.splitlines())
         return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+    async def associations(self) -> Associations | None:
+        """Return what Slurm's accounting says of people; None: this Slurm keeps no accounting.
+
+        Raises:
+            UnreachableError: slurmdbd did not answer.
+        """
+        settings = await self.settings()
+        if settings.get("AccountingStorageType") != "accounting_storage/slurmdbd":
+            return None
+        show = ("sacctmgr", "-n", "-P", "show")
+        said = await asyncio.gather(
+            self.ask(*show, "assoc", f"cluster={settings.get('ClusterName', '')}", people.ASSOC_FORMAT),
+            self.ask(*show, "account", "WithCoord", people.ACCOUNT_FORMAT),
+            self.ask(*show, "user", people.USER_FORMAT),
+        )
+        return people.parse(*said)
 
     async def cluster(self) -> str:
         """Return the cluster's name; asked once, as it never changes while a slurmctld lives.

@@ -19,6 +19,9 @@ from carrel.slurm import hostlist
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
 
+_NO_ACCOUNTING = ("accounting storage is disabled", "not running a supported", "is supported.")
+"""What sacctmgr says of a Slurm that keeps no accounting; the last since 22.05."""
+
 _HIDDEN_CPUS_PER_CORE = 8
 """More threads to a core than any machine that runs Slurm has."""
 
@@ -59,7 +62,7 @@ async def default_qos(slurm: Slurm, user: str, account: str, partitions: tuple[s
         )
         own = await _ask(slurm, "sacctmgr", "-n", "-P", "show", "user", f"name={user}", "format=DefaultAccount")
     except UnreachableError as error:
-        if "accounting storage is disabled" in str(error) or "not running a supported" in str(error):
+        if any(words in str(error) for words in _NO_ACCOUNTING):
             return ()
         raise
     payer = account or own.strip()
