@@ -46,10 +46,6 @@ def test_each_host_has_its_cores_and_memory_and_others_machines_count_and_guests
 
 
 def test_a_host_in_maintenance_is_no_place_for_a_guest(make_driver: MakeDriver, admin: Admin) -> None:
-    def maintenance(instance: Any, *, on: bool) -> None:
-        host = instance.content.searchIndex.FindByInventoryPath("DC0/host/DC0_C0/DC0_C0_H1")
-        at.done(host.EnterMaintenanceMode_Task(timeout=0) if on else host.ExitMaintenanceMode_Task(timeout=0))
-
     admin(lambda instance: maintenance(instance, on=True))
     try:
         found = {host.name: host for host in asyncio.run(make_driver().hosts(cluster="DC0_C0"))}
@@ -62,6 +58,11 @@ def test_a_host_in_maintenance_is_no_place_for_a_guest(make_driver: MakeDriver, 
 def test_a_cluster_that_is_not_there_is_named(make_driver: MakeDriver) -> None:
     with pytest.raises(NodeFaultError, match="has nothing at 'DC0/host/C9'"):
         asyncio.run(make_driver().hosts(cluster="C9"))
+
+
+def maintenance(instance: Any, *, on: bool) -> None:
+    host = instance.content.searchIndex.FindByInventoryPath("DC0/host/DC0_C0/DC0_C0_H1")
+    at.done(host.EnterMaintenanceMode_Task(timeout=0) if on else host.ExitMaintenanceMode_Task(timeout=0))
 
 
 @pytest.fixture
@@ -92,3 +93,24 @@ def test_a_person_imports_them_once_or_again(
     assert sum(row["cpus_others"] for row in rows.values()) == 1
     assert main.run(["host", "import", "--cluster", "C9"]) == 4
     assert "has nothing at 'DC0/host/C9'" in capsys.readouterr().err
+
+
+def test_what_vcenter_rests_is_drained_until_it_goes_on_and_what_a_person_drained_stays_so(
+    controller: ControllerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], admin: Admin
+) -> None:
+    monkeypatch.setenv("CARREL_CONFIG", str(controller.config))
+
+    def imported() -> dict[str, str]:
+        assert main.run(["host", "import", "--cluster", "DC0_C0"]) == 0
+        capsys.readouterr()
+        assert main.run(["host", "list", "--json"]) == 0
+        rows = map(json.loads, capsys.readouterr().out.splitlines())
+        return {row["name"]: f"{row['state']} {row['reason']}".strip() for row in rows}
+
+    admin(lambda instance: maintenance(instance, on=True))
+    try:
+        assert imported() == {"DC0_C0_H0": "up", "DC0_C0_H1": "drained vCenter: in maintenance mode"}
+    finally:
+        admin(lambda instance: maintenance(instance, on=False))
+    assert main.run(["host", "drain", "DC0_C0_H0", "--reason", "new disks"]) == 0
+    assert imported() == {"DC0_C0_H0": "drained new disks", "DC0_C0_H1": "up"}

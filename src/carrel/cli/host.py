@@ -19,6 +19,9 @@ from carrel.model.host import Demand, Here, Host, Never, NotNow
 _NOT_NOW, _NEVER = 1, 4
 """Exit statuses of ``query``: a script can tell a host that is full from a size that no host has."""
 
+_VCENTER_SAYS = "vCenter: "
+"""How the reason begins of a host that was drained because vCenter does not use it."""
+
 Name = Annotated[str, Parameter(show_default=False, help="The host's name; of one with a carreld, its node name.")]
 Cpus = Annotated[int, Parameter(show_default=False, help="CPUs.")]
 Memory = Annotated[str, Parameter(show_default=False, help="Memory: 4G, 512M; a bare number is in MiB.")]
@@ -110,6 +113,7 @@ def import_(
     """Add the hosts that vCenter has, or read anew what they have and what others' machines take of them."""
     settings = config.load()
     found = asyncio.run(_of_vcenter(settings, cluster))
+    rested = {host.name for host in api.hosts(settings) if host.reason.startswith(_VCENTER_SAYS)}
     for host in found:
         wish = HostWish(
             name=host.name,
@@ -119,9 +123,10 @@ def import_(
             memory_others_bytes=host.memory_used_bytes,
         )
         api.change_host(settings, "POST", "", wish)
-        if host.state != "up":
-            path = f"/{quote(host.name, safe='')}/state"
-            api.change_host(settings, "PUT", path, Drained(drained=True, reason=host.reason))
+        up = host.state == "up"
+        if not up or host.name in rested:  # what a person drained stays so
+            drained = Drained(drained=not up, reason="" if up else f"{_VCENTER_SAYS}{host.reason}")
+            api.change_host(settings, "PUT", f"/{quote(host.name, safe='')}/state", drained)
         print(f"{host.name}: {host.cpus} CPUs, {output.size(host.memory_bytes)}{_aside(host)}")
 
 

@@ -62,5 +62,5 @@ def _host(seen: Seen, *, cpus: Counter[str], memory: Counter[str]) -> Host:
         cpus_used=cpus[key],
         memory_used_bytes=memory[key],
         state="down" if down else "drained" if resting else "up",
-        reason=f"vCenter has it as {link}" if down else "in maintenance mode" if resting else "",
+        reason=f"{link}" if down else "in maintenance mode" if resting else "",
     )
