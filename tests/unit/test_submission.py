@@ -1,4 +1,4 @@
-"""What ``job_submit.lua`` sends, read; and that what it reads of the configuration is what we mean."""
+"""What ``bank.lua`` sends, read; and that what it reads of the configuration is what we mean."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from carrel.model.request import Request
 from carrel.slurm import accounting, queue, submission
 from carrel.slurm.associations import Associations
 
-LUA = (Path(__file__).parents[2] / "slurm" / "job_submit.lua").read_text()
+LUA = (Path(__file__).parents[2] / "slurm" / "bank.lua").read_text()
 PART = "|x|"
 
 

@@ -101,7 +101,7 @@ def rest() -> str:
         changed=lambda: None,
         silent_after_s=0,
         munge_socket="",
-        desk=HostDesk(Placement(), board, silent_after_s=0),
+        hosts=HostDesk(Placement(), board, silent_after_s=0),
     )
     return json.dumps(create(service).openapi_schema.to_schema(), indent=2, sort_keys=True) + "\n"
 
