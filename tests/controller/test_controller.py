@@ -19,7 +19,7 @@ from carrel.config import Controller
 from carrel.daemons import transport
 from carrel.daemons.report import Reporter
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
-from carrel.model.report import Event, NodeReport
+from carrel.model.report import Event, NodeReport, ReportAnswer
 from carrel.process import CommandError
 from carrel.testing.daemons import ControllerProcess, a_guest, a_report, wait_for
 
@@ -165,6 +165,25 @@ def test_a_reporter_tells_when_the_controller_comes_back(place: Path) -> None:
         assert [each["text"] for each in ask(daemon, "/v1/jobs/7/events")] == ["told while it was away"]
     finally:
         daemon.kill()
+
+
+def test_a_wish_of_a_user_goes_out_with_the_answers_to_reports(place: Path, controller: ControllerProcess) -> None:
+    settings = Controller(listen=controller.listen)
+    answers: list[ReportAnswer] = []
+
+    async def look() -> NodeReport:
+        return a_report(a_guest())
+
+    async def tell() -> None:
+        for every in ("0.1", "-1"):
+            body = b'{"every_s": %s}' % every.encode()
+            answer = await transport.request(settings, "POST", "/v1/jobs/7/sampling", body)
+            assert answer.status == (202 if every == "0.1" else 403)
+        assert await Reporter(settings, look, period_s=60, answered=answers.append).send()
+
+    asyncio.run(tell())
+    (wish,) = answers[0].sampling
+    assert (wish.job_id, wish.every_s, wish.uid) == (7, 0.1, 0)
 
 
 def test_a_controller_that_hangs_is_unreachable_and_not_waited_for(place: Path) -> None:

@@ -16,11 +16,14 @@ import pytest
 
 from carrel import config
 from carrel.daemons import metrics, sampler_thread
+from carrel.daemons.held import HeldGroups
 from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
 from carrel.errors import RefusedError
 from carrel.model.job import Job, JobKey
+from carrel.model.report import SamplingWish
 from carrel.model.sample import JobFile, JobSummary, SamplerStatus
+from carrel.sampling.cgroup import JobGroups
 from carrel.sampling.loop import Sampler
 from carrel.sampling.tables import Survey
 
@@ -160,8 +163,69 @@ def test_its_owner_changes_how_often_it_is_sampled_and_nobody_else_may(tmp_path:
     asyncio.run(scenario())
 
 
-def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
+def test_a_wish_that_came_through_the_controller_is_granted_once_and_only_to_who_may(tmp_path: Path) -> None:
+    node = ANode(tmp_path, period_s=10.0)
+    node.jobs = {7: a_job()}
+    theirs = SamplingWish(job_id=7, every_s=0.05, uid=ME.pw_uid + 1, asked_s=time.time() - 2)
+    mine = SamplingWish(job_id=7, every_s=0.05, uid=ME.pw_uid, asked_s=time.time() - 1)
+
+    async def scenario() -> None:
+        async with carreld(node) as sampling:
+            node.hint("begin.7")
+            await until(lambda: rows(node.segment()))
+            sampling.grant([theirs])
+            await until(node.journal.all)
+            assert "belongs to" in node.journal.all()[0].text
+            sampling.grant([theirs, mine])
+            await until(lambda: rows(node.segment()) > 5)
+            await sampling.sample_every(7, 20.0, uid=0)
+            sampling.grant([theirs, mine])
+            assert not [task for task in asyncio.all_tasks() if "JobMetrics._grant" in repr(task.get_coro())]
+
+    asyncio.run(scenario())
+
+
+def test_groups_that_were_kept_before_a_run_had_a_name_are_counted_though_its_tasks_are_gone(tmp_path: Path) -> None:
     node = ANode(tmp_path)
+    node.jobs = {7: a_job()}
+    counted = tmp_path / "cg" / "job_7"
+    counted.mkdir(parents=True)
+    (counted / "cpuacct.usage").write_text("123456789\n")
+    (tmp_path / "node").mkdir()
+    HeldGroups(tmp_path / "node" / "held").hold(7, JobGroups(v1={"cpuacct": str(counted)}))
+    assert (counted / "carrel.sampler").is_dir()
+    (tmp_path / "spool").rmdir()  # nothing is known of steps, so what is kept stays
+
+    async def scenario() -> None:
+        async with carreld(node):
+            node.hint("begin.7")
+            await until(lambda: rows(node.segment()) and b'"set":"job"' in node.segment().read_bytes())
+            node.hint("end.7")
+            await until(lambda: finished(node.folder()))
+
+    asyncio.run(scenario())
+    (host,) = msgspec.json.decode((node.folder() / "summary.json").read_bytes(), type=JobSummary).nodes
+    assert host.cpu_s == pytest.approx(0.123457)
+    assert not list((tmp_path / "node" / "held").iterdir())
+
+
+def test_groups_of_a_job_that_nobody_knows_are_let_go(tmp_path: Path) -> None:
+    node = ANode(tmp_path)
+    counted = tmp_path / "cg" / "job_7"
+    counted.mkdir(parents=True)
+    (tmp_path / "node").mkdir()
+    HeldGroups(tmp_path / "node" / "held").hold(7, JobGroups(v1={"memory": str(counted)}))
+
+    async def scenario() -> None:
+        async with carreld(node):
+            await until(lambda: not (counted / "carrel.sampler").exists())
+
+    asyncio.run(scenario())
+    assert not list((tmp_path / "node" / "held").iterdir())
+
+
+def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
+    node = ANode(tmp_path, period_s=3600.0)
     node.jobs = {7: a_job(state="ended", slurm_state="COMPLETING")}
 
     async def scenario() -> None:

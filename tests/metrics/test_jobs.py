@@ -37,6 +37,11 @@ class Job(NamedTuple):
         (host,) = [node for node in self.summary.nodes if node.view == "host"]
         return host
 
+    @property
+    def guest(self) -> NodeSummary:
+        (guest,) = [node for node in self.summary.nodes if node.view == "guest"]
+        return guest
+
 
 @pytest.fixture(scope="module")
 def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
@@ -79,8 +84,9 @@ def ended(box: Sandbox, user: User, job_id: int) -> Job:
     return Job(job_id, used_s, msgspec.json.decode((folder / "summary.json").read_bytes(), type=JobSummary))
 
 
-def increase(box: Sandbox, user: User, job_id: int, metric: str) -> float:
-    series = reading.frame(folder_of(box, user.name, job_id))[metric].dropna()
+def increase(box: Sandbox, user: User, job_id: int, metric: str, view: str = "host") -> float:
+    frame = reading.frame(folder_of(box, user.name, job_id))
+    series = frame[frame["view"] == view][metric].dropna()
     return float(series.iloc[-1] - series.iloc[0])
 
 
@@ -104,6 +110,27 @@ def test_cpu_memory_writes_and_network_of_a_job_are_right(box: Sandbox, user: Us
     assert increase(box, user, job.job_id, "net.lo.tx_bytes") == close_to(50 * MIB)
     assert (job.host.cpus, job.host.memory_limit_bytes) == (2, 800 * MIB)
     assert job.summary.complete
+
+
+@pytest.mark.guest
+def test_a_job_in_a_guest_is_seen_rightly_from_inside_and_from_outside(box: Sandbox, user: User, known: Path) -> None:
+    node = box.nodes[0]
+    words = ["-w", node, "-c2", "--mem=900", "--guest=debian12", "--guest-clone=linked"]
+    job_id = start(box, user, f"exec {known} 1500 300 100 20 /tmp/known.data 5000", *words)
+    segment = folder_of(box, user.name, job_id) / f"samples.{node}.guest.seg"
+    wait_for(lambda: segment.exists() and Survey(segment, node=node, view="guest").rows > 2)
+    box.restart(f"carreld@{node}", signal.SIGKILL)  # the next one looks into the same guest
+    job = ended(box, user, job_id)
+    assert job.guest.cpu_s == pytest.approx(job.used_s[0], rel=0.05, abs=0.1)
+    assert job.guest.memory_peak_bytes == close_to(300 * MIB)
+    assert job.guest.written_bytes == close_to(100 * MIB)
+    assert increase(box, user, job_id, "net.lo.tx_bytes", "guest") == close_to(20 * MIB)
+    # From outside: the two accounts that the kernel keeps of QEMU agree, and hold what the guest's CPUs ran.
+    assert job.host.cpu_s == pytest.approx(increase(box, user, job_id, "processes.cpu_ns") / 1e9, rel=0.05, abs=0.2)
+    assert (job.host.cpu_s or 0) > increase(box, user, job_id, "guest.vcpu_ns") / 1e9 > 0
+    assert job.host.written_bytes == pytest.approx(100 * MIB, rel=0.05, abs=4 * MIB)
+    assert (job.host.memory_peak_bytes or 0) > 300 * MIB
+    assert (job.summary.job.memory_bytes, job.host.cpus, job.guest.cpus) == (900 * MIB, 2, 2)
 
 
 def test_two_jobs_on_one_node_do_not_see_each_other(box: Sandbox, user: User, known: Path) -> None:
@@ -158,7 +185,8 @@ def test_what_a_user_calls_a_job_leads_nowhere_else(box: Sandbox, user: User, kn
 def test_nobody_else_reads_the_samples_of_a_user(box: Sandbox, user: User, known: Path) -> None:
     job = ended(box, user, start(box, user, f"exec {known} 10 1 0 0"))
     refused = box.run(["carrel", "job", "report", str(job.job_id)], user="nobody", cwd=Path("/"))
-    assert refused.returncode == 3
+    assert refused.returncode == 4
+    assert f"job {job.job_id} is {user.name}'s: only {user.name} and root may read its samples" in refused.stderr
     folder = folder_of(box, user.name, job.job_id)
     assert {path.stat().st_mode & 0o007 for path in [folder.parent, folder, *folder.iterdir()]} == {0}
     assert {path.stat().st_uid for path in [folder.parent, folder, *folder.iterdir()]} == {user.uid}

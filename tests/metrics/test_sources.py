@@ -102,7 +102,7 @@ def test_in_version_1_each_controller_has_its_own_directory(tmp_path: Path) -> N
     lines = "4:memory:/slurm/uid_5/job_7/step_0/task_0\n2:cpu,cpuacct:/\n6:freezer:/slurm_n1/uid_5/job_7/step_0\n0::/"
     groups = cgroup.of_process(7, proc=proc(tmp_path, lines))
     assert groups.v1 == {"memory": "/cg/memory/slurm/uid_5/job_7", "freezer": "/cg/freezer/slurm_n1/uid_5/job_7"}
-    assert groups.processes == "/cg/freezer/slurm_n1/uid_5/job_7"
+    assert groups.processes == "/cg/memory/slurm/uid_5/job_7"
 
 
 def proc(tmp_path: Path, lines: str) -> Path:

@@ -112,6 +112,17 @@ def consoles(settings: Config, guest: str, node: str) -> list[views.Console]:
     return msgspec.convert(answer, list[views.Console])
 
 
+def sample_every(settings: Config, job_id: int, seconds: float) -> None:
+    """Ask the nodes of a job, wherever they are, to sample it this often; they hear of it with their next report.
+
+    Raises:
+        UnreachableError: carrelctld does not answer.
+    """
+    body = msgspec.json.encode(views.Sampling(every_s=seconds))
+    path = f"/v1/jobs/{job_id}/sampling"
+    transport.decoded(asyncio.run(transport.request(settings.controller, "POST", path, body)))
+
+
 def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -> _T:
     try:
         return msgspec.convert(_controller(settings, path), kind)

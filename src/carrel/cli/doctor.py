@@ -6,6 +6,7 @@ It changes nothing, and it boots nothing: whether KVM really boots a guest is ca
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
     )
     found = [check for look in shared for check in look()]
     for node in nodes:
-        found += [msgspec.structs.replace(check, node=node) for check in _carreld(settings, node)]
+        own = [*_carreld(settings, node), *_spool(settings, slurm, node)]
+        found += [msgspec.structs.replace(check, node=node) for check in own]
     return found
 
 
@@ -103,6 +105,19 @@ def _sampler(settings: Config, node: str, status: SamplerStatus | None) -> Itera
         )
     if not status.fault and not status.failures:
         yield _ok(f"node {node}: samples {status.jobs} jobs, into {root}")
+
+
+def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> Iterator[Check]:
+    """Compare where slurmd has the sockets of its steps with where carreld looks for them."""
+    theirs = "" if isinstance(slurm, CarrelError) else slurm.get("SlurmdSpoolDir", "")
+    host = socket.gethostname().partition(".")[0]
+    theirs = theirs.replace("%n", node).replace("%h", host)
+    ours = settings.slurm.spool_dir.replace("{node}", node)
+    if theirs and Path(theirs) != Path(ours):
+        yield _problem(
+            f"node {node}: slurm.spool_dir is {ours}, and Slurm's SlurmdSpoolDir {theirs}: no step is seen there",
+            f'spool_dir = "{theirs.replace(node, "{node}")}" in [slurm] of carrel.toml, then restart carreld',
+        )
 
 
 def _qemu() -> Iterator[Check]:

@@ -142,13 +142,20 @@ def sample(
     *,
     every: Annotated[float, Parameter(help="Seconds between two samples, from now on.")],
 ) -> None:
-    """Change how often a running job is sampled, on the nodes of this machine."""
+    """Change how often a running job is sampled: at once on this machine, elsewhere with a node's next report."""
     settings = config.load()
     nodes = api.local_nodes(settings)
     done = [node for node in nodes if api.ask_node(settings, node, "sample", job=str(job), every_s=str(every))]
-    if not done:
-        raise NotFoundError(f"job {job} is not being sampled on this machine; run this on a node of the job")
-    print(f"job {job} is sampled every {every:g} s on {', '.join(done)}")
+    here = f"job {job} is sampled every {every:g} s on {', '.join(done)}" if done else ""
+    try:
+        api.sample_every(settings, job, every)
+    except UnreachableError as error:
+        if not done:
+            raise
+        print(f"{here}; on no other node, for {error}")
+        return
+    others = f"nodes elsewhere hear of it within {settings.node.report_period_s:g} s"
+    print(f"{here}; {others}" if done else f"job {job}: {others}; what they refuse: carrel job events {job}")
 
 
 @app.command

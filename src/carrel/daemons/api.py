@@ -17,8 +17,9 @@ from litestar.status_codes import HTTP_202_ACCEPTED
 from carrel import __version__
 from carrel.daemons import maps, munge, views
 from carrel.daemons.board import EVERYBODY, Board
+from carrel.daemons.wishes import Wishes
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
-from carrel.model.report import NodeReport
+from carrel.model.report import NodeReport, ReportAnswer
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -57,6 +58,7 @@ class Service:
         self.changed = changed
         self.silent_after_s = silent_after_s
         self.munge_socket = munge_socket
+        self.wishes = Wishes()
         self.started = datetime.now(UTC)
 
     def node_views(self) -> list[views.NodeView]:
@@ -86,12 +88,22 @@ async def _caller(request: AnyRequest) -> int:
 
 
 @post("/v1/reports", status_code=HTTP_202_ACCEPTED, summary="Take a node's whole state, in place of its last one")
-async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> None:
+async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> ReportAnswer:
     if await _caller(request) != EVERYBODY:
         raise RefusedError("only root's carreld may report")
     service: Service = request.app.state.service
     if service.board.take(data, now_s=time.time()):
         service.changed()
+    return ReportAnswer(sampling=service.wishes.all(time.time()))
+
+
+@post(
+    "/v1/jobs/{job_id:int}/sampling", status_code=HTTP_202_ACCEPTED, summary="Change how often a running job is sampled"
+)
+async def wish_sampling(request: AnyRequest, job_id: FromPath[int], data: JSONBody[views.Sampling]) -> None:
+    uid = await _caller(request)
+    service: Service = request.app.state.service
+    service.wishes.add(job_id=job_id, every_s=data.every_s, uid=0 if uid == EVERYBODY else uid, now_s=time.time())
 
 
 @get("/v1/guests", summary="Guests that the caller may see")
@@ -176,6 +188,7 @@ def create(service: Service) -> Litestar:
             show_node,
             job_events,
             job_map,
+            wish_sampling,
             consoles,
             health,
         ],

@@ -7,10 +7,8 @@ for by a job: what fails is counted, told and tried again.
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,31 +17,36 @@ import msgspec
 
 from carrel.core.guests import living
 from carrel.daemons import people
+from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.held import HeldGroups
+from carrel.daemons.hints import Hints
 from carrel.daemons.inside import GuestViews
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.sampler_thread import SamplerThread, answer
 from carrel.daemons.watch import DirectoryWatch
 from carrel.errors import CarrelError, RefusedError, UnreachableError
+from carrel.model.guest import Counters as GuestCounters
 from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
+from carrel.model.report import SamplingWish
 from carrel.model.sample import SamplerStatus
 from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
+from carrel.sampling.outside import DISK_NAMES
 from carrel.slurm.steps import Step, Steps, task_of
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
 
-HINT_BEGIN, HINT_END, HINT_REPORT = "begin", "end", "report"
-"""``<hints>/begin.4711``: an empty file, which a hook can leave without a Python of its own."""
 FACTS_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_POLL_S = 0.02
 RETRY_S = 30.0
-FRESH_S = 10.0
+WISHES_S = 3600.0
+"""Longer than the controller repeats a wish."""
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
@@ -59,19 +62,19 @@ class JobMetrics:
         self._node = node
         self._settings = node.config.metrics
         self._records = SampledJobs(node.directory / "sampled")
+        self._held = HeldGroups(node.directory / "held")
         self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
-        self._hints = node.directory / "hints"
+        self._hints = Hints(node.directory / "hints")
+        self._failures = Failures()
+        self._failed = self._failures.add
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._finisher = Finisher(self._settings, node.name, failed=self._failed)
         self._sampling = SamplerThread(lambda: Sampler(self._settings, node.name), failed=self._failed)
-        self._failures: Counter[str] = Counter()
-        self._last_failure = ""
-        self._told: set[str] = set()
-        self._fault = ""
         self.guests = GuestViews(self._settings, node.driver, self._known, failed=self._failed)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
+        self._granted_s: dict[int, float] = {}
         self._since_s: dict[JobKey, float] = {}
         self._alive: set[JobKey] = set()
         """Known to run by this process: they are sampled. Others wait for Slurm's word."""
@@ -92,7 +95,11 @@ class JobMetrics:
             job_id: Slurm's.
             anew: A hook says that it begins now: it may be another run of an id that is known already.
         """
-        if not self._settings.enabled or job_id in self._beginning:
+        if not self._settings.enabled:
+            return
+        if beginning := self._beginning.get(job_id):
+            if anew:
+                beginning.add_done_callback(lambda _: self.begin(job_id, anew=True))
             return
         if not anew and any(run.job_id == job_id and not job.ended for run, job in self._jobs.items()):
             return
@@ -133,6 +140,22 @@ class JobMetrics:
         self._remember(run, interval_s=seconds)
         return True
 
+    def grant(self, wishes: Sequence[SamplingWish]) -> None:
+        """Do once what was asked for through the controller. Returns at once."""
+        for wish in wishes:
+            if wish.asked_s > self._granted_s.get(wish.job_id, 0.0) and any(
+                r.job_id == wish.job_id for r in self._jobs
+            ):
+                self._granted_s[wish.job_id] = wish.asked_s
+                asyncio.ensure_future(self._grant(wish))  # noqa: RUF006  # it ends by itself, within a bound
+        self._granted_s = {job_id: at_s for job_id, at_s in self._granted_s.items() if time.time() - at_s < WISHES_S}
+
+    async def _grant(self, wish: SamplingWish) -> None:
+        try:
+            await self.sample_every(wish.job_id, wish.every_s, uid=wish.uid)
+        except CarrelError as error:
+            self._node.journal.add("refused", str(error), job_id=wish.job_id, uid=wish.uid)
+
     def _known(self, run: JobKey) -> tuple[Job, float | None] | None:
         """Return a run that is being sampled, and the interval chosen for it."""
         sampled = self._jobs.get(run)
@@ -156,8 +179,23 @@ class JobMetrics:
             task.add_done_callback(partial(_forget, self._attaching, pid))
 
     async def _attach_guest(self, step: Step) -> None:
-        if await self._attach_to(step, step.manager.number):
-            self._attached.add(step.manager)
+        if not await self._attach_to(step, step.manager.number):
+            return
+        self._attached.add(step.manager)
+        sampler = self._sampling.sampler
+        runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
+        if sampler and runs:
+            with contextlib.suppress(CarrelError, TimeoutError):  # it ends just now
+                await answer(sampler.attach_guest(max(runs), step.manager.number))
+
+    def measured(self, guests: Sequence[Guest], counters: Mapping[str, GuestCounters]) -> None:
+        """Keep what drivers say of their guests, however seldom they are asked. Returns at once."""
+        for guest in guests:
+            found = counters.get(guest.name)
+            disks = {name: getattr(found, f"disk_{name}", None) for name in DISK_NAMES}
+            known = {name: value for name, value in disks.items() if value is not None}
+            if known and guest.run in self._alive and guest.run and self._sampling.sampler:
+                self._sampling.sampler.guest_disks(guest.run, guest.name, known)
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
@@ -182,28 +220,23 @@ class JobMetrics:
         """Return how sampling goes; None: it is off."""
         if not self._settings.enabled:
             return None
-        own = self._sampling.status()
-        failures = Counter(own.failures)
-        failures.update(self._failures)
-        return msgspec.structs.replace(
-            own,
-            failures=dict(failures),
-            last_failure=self._last_failure or own.last_failure,
-            fault=own.fault or self._fault,
-        )
+        return self._failures.with_those_of(self._sampling.status())
 
     # -- the work
 
     async def run(self) -> None:
         """Sample until cancelled."""
-        self._prepare()
+        try:
+            self._hints.prepare(wanted=self._settings.enabled)
+        except OSError as error:
+            self._failed("hints", error)
         watch = self._watch()
         finishing = asyncio.ensure_future(self._finisher.run())
         leftovers = asyncio.ensure_future(self._recover())
         try:
             while True:
                 if watch:
-                    watch.add(self._hints)
+                    watch.add(self._hints.directory)
                     watch.add(self._steps.spool)
                 try:
                     self._look()
@@ -221,15 +254,6 @@ class JobMetrics:
                 watch.close()
             await self.guests.stop()
             await self._sampling.stop()
-
-    def _prepare(self) -> None:
-        try:
-            if self._settings.enabled:
-                self._hints.mkdir(mode=0o700, exist_ok=True)
-            else:
-                shutil.rmtree(self._hints, ignore_errors=True)  # or hooks would leave hints that nobody reads
-        except OSError as error:
-            self._failed("hints", error)
 
     def _watch(self) -> DirectoryWatch | None:
         try:
@@ -260,14 +284,23 @@ class JobMetrics:
         if self._sampling.mind():
             self._attached.clear()
             self._retry_at_s.clear()
-        self._tell_failures()
-        self._read_hints()
+        self._failures.tell(self.status() or SamplerStatus(), self._node.journal.add)
+        for hint in self._hints.taken():
+            match hint.what:
+                case "report":
+                    self._wants_report(hint.job_id)
+                case "begin":
+                    self.begin(hint.job_id, anew=True)
+                case "end":
+                    self.end(hint.job_id)
         try:
             steps = self._steps.living()
         except OSError as error:
-            self._fault = f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+            self._failures.fault = (
+                f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+            )
             return
-        self._fault = ""
+        self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
         self._attached = {manager for manager in self._attached if manager.alive}
         for step in steps:
@@ -276,6 +309,8 @@ class JobMetrics:
                 self._attaching[step.manager] = task = asyncio.ensure_future(self._attach(step))
                 task.add_done_callback(partial(_forget, self._attaching, step.manager))
         self._resume()
+        known = {run.job_id for run, job in self._jobs.items() if not job.ended}
+        self._held.release(self._living | self._beginning.keys() | known)
 
     def _resume(self) -> None:
         """Sample what should be and is not: a carreld or a sampler died, or the disk was full when the job began."""
@@ -293,31 +328,6 @@ class JobMetrics:
     def _only(self, run: JobKey) -> bool:
         """Say whether no other run of this job id is known: a step does not say whose it is."""
         return sum(other.job_id == run.job_id for other in self._jobs) == 1
-
-    def _read_hints(self) -> None:
-        left: dict[int, list[tuple[float, str]]] = {}
-        try:
-            found = list(self._hints.iterdir())
-        except OSError:
-            return
-        for path in found:
-            kind, _, job_id = path.name.partition(".")
-            try:
-                left_s = path.stat().st_mtime
-                path.unlink()
-            except OSError:
-                continue
-            if kind == HINT_REPORT and job_id.isdecimal():
-                self._wants_report(int(job_id))
-            elif job_id.isascii() and job_id.isdigit():
-                left.setdefault(int(job_id), []).append((left_s, kind))
-        for number, hints in sorted(left.items()):
-            last_s, last = max(hints)
-            # Of what began and ended while no carreld lived, nothing can be seen any more.
-            if last == HINT_BEGIN or (len(hints) > 1 and time.time() - last_s < FRESH_S):
-                self.begin(number, anew=True)
-            if last == HINT_END:
-                self.end(number)
 
     def _wants_report(self, job_id: int) -> None:
         self._to_report.add(job_id)
@@ -344,8 +354,18 @@ class JobMetrics:
         self._alive.add(job.key)
         if not self._jobs[job.key].ended:
             self._retry_at_s[job.key] = time.monotonic() + RETRY_S
-            await self._add(self._jobs[job.key])
+            if await self._add(self._jobs[job.key]):
+                await self._take_over(job.key)
             await self._describe(job)
+
+    async def _take_over(self, run: JobKey) -> None:
+        """Count what was kept of a job while Slurm was asked whose it is: its tasks may be gone already."""
+        groups, sampler = self._held.of(run.job_id), self._sampling.sampler
+        if groups.any and sampler:
+            with contextlib.suppress(CarrelError, OSError, TimeoutError):
+                counted = await answer(sampler.adopt(run, groups))
+                self._remember(run, groups=counted)
+                self._held.hand_over(run.job_id)
 
     async def _describe(self, job: Job) -> None:
         """Add what nothing is decided on: its name and account."""
@@ -385,6 +405,8 @@ class JobMetrics:
         deadline_s = time.monotonic() + ATTACH_TIMEOUT_S
         while step.manager.alive and time.monotonic() < deadline_s:
             if (pid := task_of(step.manager)) and (beginning := self._beginning.get(step.job_id)):
+                with contextlib.suppress(OSError):  # it has just ended
+                    self._held.hold(step.job_id, cgroup.of_process(pid))
                 await asyncio.wait([beginning])
             if pid and await self._attach_to(step, pid):
                 self._attached.add(step.manager)
@@ -397,6 +419,7 @@ class JobMetrics:
         if sampler is None or not runs:
             return False
         run = max(runs)
+        await self._take_over(run)
         try:
             # Without groups, the step is what its manager has started.
             whose = pid if cgroup.of_process(pid).any else step.manager.number
@@ -456,17 +479,6 @@ class JobMetrics:
         """Return the interval that was chosen, as far as the site still allows it."""
         low, high = self._settings.period_min_s, self._settings.period_max_s
         return None if interval_s is None else min(max(interval_s, low), high)
-
-    def _tell_failures(self) -> None:
-        """Say so once for each kind of failure: it may come again each second."""
-        status = self.status() or SamplerStatus()
-        if status.failures.keys() - self._told:
-            self._node.journal.add("sampling-failed", status.last_failure)
-        self._told |= status.failures.keys()
-
-    def _failed(self, what: str, error: BaseException) -> None:
-        self._failures[what] += 1
-        self._last_failure = f"{what}: {error}"
 
 
 def _forget(tasks: dict[_K, "asyncio.Task[None]"], key: _K, _: "asyncio.Task[None]") -> None:

@@ -7,6 +7,7 @@ directly.
 
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -64,7 +65,12 @@ class Node:
         self.requests = JobRequests(self.directory / "jobs")
         self.inside = Inside(self.directory / "inside")
         self.measures = Measures(self.driver)
-        self.reporter = Reporter(settings.controller, self._measured, period_s=settings.node.report_period_s)
+        self.reporter = Reporter(
+            settings.controller,
+            self._measured,
+            period_s=settings.node.report_period_s,
+            answered=lambda answer: self.metrics.grant(answer.sampling),
+        )
         self.journal = Journal(name, self.reporter.tell)
         self.images = StoreImages(settings.images.path)
         self.drivers: dict[str, Driver] = {}
@@ -127,6 +133,7 @@ class Node:
         counters = {}
         if counters_max_age_s is not None:
             counters = await self.measures.of(guests, max_age_s=counters_max_age_s)
+            self.metrics.measured(guests, counters)
         counted = [msgspec.structs.replace(guest, tasks=len(self.inside.living(guest.name))) for guest in guests]
         facts = NodeFacts(
             node=self.name,
@@ -193,6 +200,7 @@ class Node:
         """Do everything, until a signal."""
         self.driver()
         self.adopt()
+        gc.freeze()  # what is there now stays: no collection, in whatever thread it happens, need look at it again
         sweep = Sweep(self)
         works = [self.serve(), self.reporter.run(), sweep.run(), self.metrics.run(), self.check()]
         tasks = [asyncio.ensure_future(work) for work in works]

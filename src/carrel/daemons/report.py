@@ -15,7 +15,7 @@ import msgspec
 from carrel.config import Controller
 from carrel.daemons import transport
 from carrel.errors import CarrelError
-from carrel.model.report import Event, NodeReport
+from carrel.model.report import Event, NodeReport, ReportAnswer
 
 EVENTS_MAX = 1000
 """The oldest are dropped beyond this: a journal is for people, the node goes on."""
@@ -31,17 +31,26 @@ _LOG = logging.getLogger("carreld")
 class Reporter:
     """Sends the node's state whenever ``poke`` or ``tell`` was called, and each ``period_s`` anyway."""
 
-    def __init__(self, controller: Controller, look: Callable[[], Awaitable[NodeReport]], *, period_s: float) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        look: Callable[[], Awaitable[NodeReport]],
+        *,
+        period_s: float,
+        answered: Callable[[ReportAnswer], None] = lambda _: None,
+    ) -> None:
         """Keep what is needed; ``run`` does the work.
 
         Args:
             controller: Where carrelctld listens.
             look: Returns the node's state now; its events are those given to ``tell``.
             period_s: A report is sent at least this often.
+            answered: Told what the controller answers.
         """
         self._controller = controller
         self._look = look
         self._period_s = period_s
+        self._answered = answered
         self._events: list[Event] = []
         self._due = asyncio.Event()
         self._failures = 0
@@ -77,7 +86,8 @@ class Reporter:
         try:
             report = msgspec.structs.replace(await self._look(), events=events, sent_s=time.time())
             body = msgspec.json.encode(report)
-            transport.decoded(await transport.request(self._controller, "POST", "/v1/reports", body))
+            answer = transport.decoded(await transport.request(self._controller, "POST", "/v1/reports", body))
+            self._answered(msgspec.convert(answer or {}, ReportAnswer))  # one of an older release says nothing
         except CarrelError as error:
             if not self._failures:
                 _LOG.warning("not reported, trying again: %s", error)

@@ -108,6 +108,12 @@ class Console(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a job shall be sampled."""
+
+    every_s: float
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """That carrelctld runs, and what it has heard."""
 

@@ -127,6 +127,11 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """What it really takes: pages shared with others count by their share."""
     memory_shared_bytes: int | None = None
     """Pages that others have too, most of them a template's."""
+    disk_read_bytes: int | None = None
+    """By the guest, from all its disks."""
+    disk_written_bytes: int | None = None
+    disk_reads: int | None = None
+    disk_writes: int | None = None
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):

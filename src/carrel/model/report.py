@@ -47,3 +47,19 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     sampler: SamplerStatus | None = None
     """null: jobs are not sampled here."""
     sent_s: float = 0.0
+
+
+class SamplingWish(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants a running job to be sampled this often; whether they may, the job's nodes know."""
+
+    job_id: int
+    every_s: float
+    uid: int
+    asked_s: float
+
+
+class ReportAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller answers to a report."""
+
+    sampling: tuple[SamplingWish, ...] = ()
+    """The same ones for some minutes: each is granted once."""

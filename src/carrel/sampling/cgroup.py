@@ -41,8 +41,11 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def processes(self) -> str:
-        """Return the hierarchy in which the job's processes are best looked for; empty: none."""
-        return next((self.v1[name] for name in ("freezer", "memory", "cpuacct") if name in self.v1), self.unified)
+        """Return the hierarchy in which the job's processes are best looked for; empty: none.
+
+        Of those that count, since the processes of a guest are in no freezer: Slurm shall not stop them with a step.
+        """
+        return next((self.v1[name] for name in ("memory", "cpuacct", "freezer") if name in self.v1), self.unified)
 
     def joined(self, other: "JobGroups") -> "JobGroups":
         """Return these and what only the other has: a process may have been put into some of its groups only."""

@@ -62,6 +62,11 @@ class GuestFiles:
         self._fast.append(name)
         return partial(self._read, name), partial(self._fast.remove, name)
 
+    def forget(self) -> None:
+        """A new sample begins: what it reads shall be of now."""
+        self._cached = {}
+        self._processes = None
+
     def _read(self, name: str) -> bytes:
         if name not in self._cached:
             self._refill()

@@ -15,6 +15,7 @@ from carrel.sampling import cgroup
 from carrel.sampling.blocks import Block, Reading
 from carrel.sampling.folder import JobFolder, stem
 from carrel.sampling.gpu import GpuSource
+from carrel.sampling.outside import GuestsOutside
 from carrel.sampling.processes import DENSE_S, ProcessSource
 from carrel.sampling.segment import SegmentWriter
 
@@ -46,6 +47,7 @@ class SampledJob:
         self.groups = cgroup.JobGroups()
         self.processes: ProcessSource | None = None
         self.gpus: GpuSource | None = None
+        self.guests: GuestsOutside | None = None
         self.failures = 0
         """Samples that could not be stored."""
         self._carried: dict[str, int] = {}
@@ -93,6 +95,12 @@ class SampledJob:
         """Count what is counted inside a guest."""
         self.group, self.processes = group, processes
 
+    def outside(self) -> GuestsOutside:
+        """Return what looks at the job's guests from outside."""
+        if self.guests is None:
+            self.guests = GuestsOutside()
+        return self.guests
+
     def _detach(self) -> None:
         if self.group is not None:
             self._carried |= self.group.totals()
@@ -110,6 +118,8 @@ class SampledJob:
         """
         began_ns = time.thread_time_ns()
         blocks = self._group_blocks(now_us)
+        if self.guests is not None:
+            blocks += self.guests.read()
         middle_ns = time.thread_time_ns()
         costs_us["job"] = costs_us.get("job", 0.0) + (middle_ns - began_ns) / 1000
         if self.processes is not None and (forced or self._processes_due(now_us, stretch)):
@@ -202,6 +212,9 @@ class SampledJob:
         if self.gpus is not None:
             self.gpus.close()
             self.gpus = None
+        if self.guests is not None:
+            self.guests.close()
+            self.guests = None
         if release:
             cgroup.release(self.groups)
 

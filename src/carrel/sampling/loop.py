@@ -13,7 +13,7 @@ import pwd
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -129,6 +129,14 @@ class Sampler:
     def adopt(self, run: JobKey, groups: cgroup.JobGroups) -> "Future[cgroup.JobGroups]":
         """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
         return self._ask(lambda: self._attach(self._job(run), groups, 0))
+
+    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":
+        """Look from outside at the CPUs of a guest of this job, whose process this is."""
+        return self._ask(lambda: self._job(run).outside().add(pid))
+
+    def guest_disks(self, run: JobKey, guest: str, counters: Mapping[str, int]) -> "Future[None]":
+        """Take what the disks of a guest of this job did so far; names are those of ``outside.DISK_NAMES``."""
+        return self._ask(lambda: self._job(run).outside().tell(guest, counters))
 
     def describe(self, job: Job) -> "Future[None]":
         """Keep what is better known of a job now: its name, account and limits."""
@@ -322,6 +330,8 @@ class Sampler:
         now_us = _now_us()
         if self._gone(jobs, now_us):
             return
+        if self._inside:
+            self._inside.forget()
         costs_us: dict[str, float] = {}
         stretch = self._stretched.get("processes", 1)
         own = [job.read(now_us, forced=forced, stretch=stretch, costs_us=costs_us) for job in jobs]

@@ -25,6 +25,10 @@ _FILES = {
     "guest": "nodes/*/guests*/*",
     "what a job asked for": "nodes/*/jobs/*",
     "who is inside a guest": "nodes/*/inside/*",
+    "job that is sampled": "nodes/*/sampled/*",
+    "kept control groups": "nodes/*/held/*",
+    "hint of a hook": "nodes/*/hints/*",
+    "samples without tables": "metrics/*/*/*.seg",
     "map": "maps/*",
     "socket of a step": "spool/*/*_[0-9]*.*[0-9]",
 }

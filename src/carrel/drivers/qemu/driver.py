@@ -148,7 +148,12 @@ class QemuDriver:
         qemu = directory.pids().get("qemu")
         if qemu is None or not qemu.alive:
             return Counters()
-        return await asyncio.to_thread(_counters, qemu.number)  # the kernel walks all of its pages
+        counters = await asyncio.to_thread(_counters, qemu.number)  # the kernel walks all of its pages
+        try:
+            disks = await (await self._monitor(directory)).disks()
+        except UnreachableError:
+            return counters
+        return msgspec.structs.replace(counters, **disks)
 
     async def _set_clock(self, directory: GuestDirectory) -> None:
         control = await self._control(directory)

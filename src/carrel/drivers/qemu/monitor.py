@@ -105,6 +105,17 @@ class Monitor:
     async def stopped(self) -> bool:
         return not (await self._execute("query-status"))["running"]
 
+    async def disks(self) -> dict[str, int]:
+        """Return what the guest did with all its disks: the fields ``disk_*`` of ``Counters``."""
+        found = [device["stats"] for device in await self._execute("query-blockstats") if device.get("qdev")]
+        names = {
+            "read_bytes": "rd_bytes",
+            "written_bytes": "wr_bytes",
+            "reads": "rd_operations",
+            "writes": "wr_operations",
+        }
+        return {f"disk_{ours}": sum(stats[theirs] for stats in found) for ours, theirs in names.items()}
+
     async def freeze(self, state: int) -> None:
         """Write the devices' state to the descriptor ``state``, and leave the guest stopped for good.
 
