@@ -3,7 +3,6 @@
 And processes of others, named so that a later one of the same number is never taken for them.
 """
 
-import asyncio
 import contextlib
 import os
 import shlex
@@ -83,6 +82,8 @@ async def run_async(
     command: Sequence[str | Path], *, timeout_s: float = 60.0, env: Mapping[str, str] | None = None
 ) -> str:
     """Do what ``run`` does without blocking the loop."""
+    import asyncio  # noqa: PLC0415  # a fifth of the time in which a short-lived process has begun
+
     words = [str(word) for word in command]
     try:
         child = await asyncio.create_subprocess_exec(

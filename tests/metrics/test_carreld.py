@@ -1,6 +1,7 @@
 """What carreld makes of hints, of Slurm's word, and of its own failures, without a Slurm."""
 
 import asyncio
+import grp
 import os
 import pwd
 import threading
@@ -19,7 +20,8 @@ from carrel.daemons import metrics, sampler_thread
 from carrel.daemons.held import HeldGroups
 from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
-from carrel.errors import RefusedError
+from carrel.daemons.records import Sampled
+from carrel.errors import NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
 from carrel.model.report import SamplingWish
 from carrel.model.sample import JobFile, JobSummary, SamplerStatus
@@ -161,6 +163,46 @@ def test_its_owner_changes_how_often_it_is_sampled_and_nobody_else_may(tmp_path:
             await until(lambda: rows(node.segment()) > before + 3)
 
     asyncio.run(scenario())
+
+
+def test_members_of_the_group_of_operators_may_change_it_too(tmp_path: Path) -> None:
+    node = ANode(tmp_path, operators="nogroup")
+    node.jobs = {7: a_job(uid=4711)}
+    nobody = pwd.getpwnam("nobody").pw_uid
+
+    async def scenario() -> None:
+        sampling = JobMetrics(node)  # type: ignore[arg-type]  # as far as it looks
+        sampling._sampling.mind()
+        sampling._jobs = {node.jobs[7].key: Sampled(job=node.jobs[7])}
+        with pytest.raises(RefusedError, match="belongs to"):
+            await sampling.sample_every(7, 0.5, uid=pwd.getpwnam("daemon").pw_uid)
+        with pytest.raises(NotFoundError):  # it would have been done
+            await sampling.sample_every(7, 0.5, uid=nobody)
+        await sampling._sampling.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.root
+def test_a_group_may_read_the_samples_of_all_and_the_users_own_group_then_not(tmp_path: Path) -> None:
+    node = ANode(tmp_path, readers="daemon")
+    user = pwd.getpwnam("nobody")
+    node.jobs = {7: a_job(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid)}
+    folder = node.root / user.pw_name / "7"
+    for above in (tmp_path, *tmp_path.parents[:3]):
+        above.chmod(above.stat().st_mode | 0o111)
+
+    async def scenario() -> None:
+        async with carreld(node):
+            node.hint("begin.7")
+            await until(lambda: rows(folder / "samples.c1.seg"))
+            node.hint("end.7")
+            await until(lambda: finished(folder))
+
+    asyncio.run(scenario())
+    daemon = grp.getgrnam("daemon").gr_gid
+    found = {(path.stat().st_uid, path.stat().st_gid) for path in (folder.parent, folder, *folder.iterdir())}
+    assert found == {(user.pw_uid, daemon)}
 
 
 def test_a_wish_that_came_through_the_controller_is_granted_once_and_only_to_who_may(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FACTS_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 10.0
-ATTACH_POLL_S = 0.02
+ATTACH_PAUSE_S, ATTACH_PAUSE_MAX_S = 0.02, 1.0
 RETRY_S = 30.0
 WISHES_S = 3600.0
 """Longer than the controller repeats a wish."""
@@ -303,7 +303,7 @@ class JobMetrics:
         self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
         self._attached = {manager for manager in self._attached if manager.alive}
-        for step in steps:
+        for step in steps if self._settings.enabled else ():
             self.begin(step.job_id)
             if step.manager not in self._attached and step.manager not in self._attaching:
                 self._attaching[step.manager] = task = asyncio.ensure_future(self._attach(step))
@@ -403,6 +403,7 @@ class JobMetrics:
     async def _attach(self, step: Step) -> None:
         """Count what a step counts, once its first task is in its groups."""
         deadline_s = time.monotonic() + ATTACH_TIMEOUT_S
+        pause_s = ATTACH_PAUSE_S
         while step.manager.alive and time.monotonic() < deadline_s:
             if (pid := task_of(step.manager)) and (beginning := self._beginning.get(step.job_id)):
                 with contextlib.suppress(OSError):  # it has just ended
@@ -411,7 +412,8 @@ class JobMetrics:
             if pid and await self._attach_to(step, pid):
                 self._attached.add(step.manager)
                 return
-            await asyncio.sleep(ATTACH_POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, ATTACH_PAUSE_MAX_S)
 
     async def _attach_to(self, step: Step, pid: int) -> bool:
         sampler = self._sampling.sampler
