@@ -185,7 +185,8 @@ def test_what_a_user_calls_a_job_leads_nowhere_else(box: Sandbox, user: User, kn
 def test_nobody_else_reads_the_samples_of_a_user(box: Sandbox, user: User, known: Path) -> None:
     job = ended(box, user, start(box, user, f"exec {known} 10 1 0 0"))
     refused = box.run(["carrel", "job", "report", str(job.job_id)], user="nobody", cwd=Path("/"))
-    assert refused.returncode == 3
+    assert refused.returncode == 4
+    assert f"job {job.job_id} is {user.name}'s: only {user.name} and root may read its samples" in refused.stderr
     folder = folder_of(box, user.name, job.job_id)
     assert {path.stat().st_mode & 0o007 for path in [folder.parent, folder, *folder.iterdir()]} == {0}
     assert {path.stat().st_uid for path in [folder.parent, folder, *folder.iterdir()]} == {user.uid}

@@ -51,10 +51,9 @@ def find(settings: Config, name: str) -> Found:
     except NotFoundError:
         owner = _owner(settings, job_id)
         if owner and os.geteuid() != 0 and owner != _me():
-            also = f" and the group {settings.metrics.readers}" if settings.metrics.readers else ""
-            raise RefusedError(
-                f"job {name} is {owner}'s: only {owner}, root{also} may read its samples (metrics.readers)"
-            ) from None
+            readers = settings.metrics.readers
+            who = f"{owner}, root and the group {readers}" if readers else f"{owner} and root"
+            raise RefusedError(f"job {name} is {owner}'s: only {who} may read its samples (metrics.readers)") from None
         raise
 
 

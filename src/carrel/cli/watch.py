@@ -30,6 +30,9 @@ STALE_S = 10.0
 _MEASURES = tuple(curves.MEASURES[word] for word in curves.USUAL)
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _SPARK_CELLS = 24
+_SPARK_MIN = 6
+_FIGURES = 84
+"""Letters that the figures of a node take; what is left of a line is for the last minutes."""
 _ROWS_MIN = 5
 
 
@@ -135,23 +138,26 @@ def _show(follower: Follower, every: float) -> None:
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            live.update(_screen(follower, console.height), refresh=True)
+            live.update(_screen(follower, console), refresh=True)
             if follower.over:
                 return
             time.sleep(every)
             follower.poll()
 
 
-def _screen(follower: Follower, height: int) -> Group:
+def _screen(follower: Follower, console: Console) -> Group:
     tails = sorted(follower.tails, key=lambda one: (natural(one.node), one.view == "guest"))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     gpus = any(summary.gpus for tail in tails if (summary := tail.summary))
-    for title in ("node", "CPUs busy", "", "memory", "", "read", "written", *(("GPU", "GPU memory") if gpus else ())):
-        right = title in ("read", "written", "GPU", "GPU memory", "CPUs busy", "memory")
-        table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    room = max(_ROWS_MIN, height - 4)
+    cells = min(_SPARK_CELLS, (console.width - _FIGURES) // 2)
+    spark = [""] if cells >= _SPARK_MIN else []
+    titles = ["node", "CPUs busy", *spark, "memory", *spark, "read", "written"]
+    titles += ["GPU", "GPU memory"] if gpus else []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in [*titles, ""]:
+        table.add_column(title, justify="left" if title in ("node", "") else "right", no_wrap=True)
+    room = max(_ROWS_MIN, console.height - 4)
     for tail in tails[:room]:
-        table.add_row(*_row(tail, gpus=gpus))
+        table.add_row(*_row(tail, gpus=gpus, spark=cells if spark else 0))
     left = len(tails) - room
     return Group(_headline(tails), "", table, *([f"… and {left} more nodes; see: --json"] if left > 0 else []))
 
@@ -169,29 +175,27 @@ def _headline(tails: Sequence[Tail]) -> Text:
     return found
 
 
-def _row(tail: Tail, *, gpus: bool) -> list[Text]:
-    name = tail.node + ("" if tail.view == "host" else " in the guest")
+def _row(tail: Tail, *, gpus: bool, spark: int) -> list[Text]:
+    name = Text(tail.node + ("" if tail.view == "host" else " in the guest"), style="dim" if tail.ended else "")
     recording, found = tail.recording(), moment(tail)
-    silent_s = time.time() - tail.last_us / 1e6
     if recording is None or found is None:
-        return [Text(name), Text("no sample yet", style="dim")]
-    made = {one.name: one for one in curves.charts([recording], _MEASURES[:2], points=_SPARK_CELLS)}
-    if tail.ended:
-        name += " (ended)"
-    elif silent_s > STALE_S and silent_s > 5 * _interval_s(tail):
-        name += f" (silent for {duration(silent_s)})"
-    cells = [
-        Text(name, style="dim" if tail.ended else ""),
-        _amount(found.cpus_busy, "CPUs", recording.cpus),
-        _spark(made.get("cpu"), "cyan"),
-        _amount(found.memory_bytes, "B", recording.memory_limit_bytes),
-        _spark(made.get("memory"), "magenta"),
-        _amount(found.read_bytes_per_s, "B/s", 0),
-        _amount(found.written_bytes_per_s, "B/s", 0),
-    ]
+        return [name, Text("no sample yet", style="dim")]
+    made = {one.name: one for one in curves.charts([recording], _MEASURES[:2], points=spark or 1)}
+    cells = [name, _amount(found.cpus_busy, "CPUs", recording.cpus)]
+    cells += [_spark(made.get("cpu"), spark, "cyan")] if spark else []
+    cells += [_amount(found.memory_bytes, "B", recording.memory_limit_bytes)]
+    cells += [_spark(made.get("memory"), spark, "magenta")] if spark else []
+    cells += [_amount(found.read_bytes_per_s, "B/s", 0), _amount(found.written_bytes_per_s, "B/s", 0)]
     if gpus:
         cells += [_amount(found.gpu_percent, "%", 0), _amount(found.gpu_memory_bytes, "B", 0)]
-    return cells
+    return [*cells, Text(_state(tail), style="dim" if tail.ended else "red")]
+
+
+def _state(tail: Tail) -> str:
+    silent_s = time.time() - tail.last_us / 1e6
+    if tail.ended:
+        return "ended"
+    return f"silent {duration(silent_s)}" if silent_s > max(STALE_S, 5 * _interval_s(tail)) else ""
 
 
 def _interval_s(tail: Tail) -> float:
@@ -209,10 +213,10 @@ def _amount(value: float | None, unit: str, of: float) -> Text:
     return Text(chart.shown(value, unit) + limit, style="yellow" if full and unit == "B" else "")
 
 
-def _spark(made: Chart | None, style: str) -> Text:
+def _spark(made: Chart | None, cells: int, style: str) -> Text:
     """Return the last minutes as blocks, against what there was to have, else against the most."""
-    values = made.curves[0].values[-_SPARK_CELLS:] if made else ()
+    values = made.curves[0].values[-cells:] if made else ()
     top = (made.ceiling if made else None) or max((value or 0.0 for value in values), default=0.0) or 1.0
     levels = len(_BLOCKS) - 1
-    cells = ["?" if value is None else _BLOCKS[min(levels, round(value / top * levels))] for value in values]
-    return Text("".join(cells).rjust(_SPARK_CELLS), style=style)
+    found = ["?" if value is None else _BLOCKS[min(levels, round(value / top * levels))] for value in values]
+    return Text("".join(found).rjust(cells), style=style)

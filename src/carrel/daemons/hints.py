@@ -1,4 +1,7 @@
-"""Hints of the hooks: empty files, ``begin.4711`` or ``end`` or ``report``, that ``sh`` leaves without a Python."""
+"""Hints of the hooks: ``<directory>/begin.4711``, empty files that ``sh`` leaves without a Python.
+
+A prolog leaves ``begin``, and ``report`` where a report is wanted in the job's output; an epilog ``end``.
+"""
 
 import shutil
 import time
@@ -11,10 +14,10 @@ FRESH_S = 10.0
 
 
 class Hint(NamedTuple):
-    """A job has begun, or ended, on this node; or its user wants a report at its end."""
+    """A job has begun, or ended, on this node, or wants a report in its output."""
 
     job_id: int
-    what: Literal["begin", "end", "report"]
+    what: Literal["report", "begin", "end"]
 
 
 class Hints:
@@ -36,7 +39,7 @@ class Hints:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def taken(self) -> Iterator[Hint]:
-        """Yield what was left since the last call, for each job in the order of time."""
+        """Yield what was left since the last call: wishes first, then for each job in the order of time."""
         left: dict[int, list[tuple[float, str]]] = {}
         try:
             found = list(self.directory.iterdir())
@@ -51,7 +54,7 @@ class Hints:
                 continue
             if not (job_id.isascii() and job_id.isdigit()):
                 continue
-            if kind == "report":  # before its beginning, which remembers it
+            if kind == "report":
                 yield Hint(int(job_id), "report")
             else:
                 left.setdefault(int(job_id), []).append((left_s, kind))

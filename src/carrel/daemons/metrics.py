@@ -280,12 +280,13 @@ class JobMetrics:
             self._retry_at_s.clear()
         self._failures.tell(self.status() or SamplerStatus(), self._node.journal.add)
         for hint in self._hints.taken():
-            if hint.what == "report":
-                self._wants_report(hint.job_id)
-            elif hint.what == "begin":
-                self.begin(hint.job_id, anew=True)
-            else:
-                self.end(hint.job_id)
+            match hint.what:
+                case "report":
+                    self._wants_report(hint.job_id)
+                case "begin":
+                    self.begin(hint.job_id, anew=True)
+                case "end":
+                    self.end(hint.job_id)
         try:
             steps = self._steps.living()
         except OSError as error:

@@ -46,8 +46,8 @@ class SampledJob:
         self.group: cgroup.GroupSource | None = None
         self.groups = cgroup.JobGroups()
         self.processes: ProcessSource | None = None
-        self.guests: GuestsOutside | None = None
         self.gpus: GpuSource | None = None
+        self.guests: GuestsOutside | None = None
         self.failures = 0
         """Samples that could not be stored."""
         self._carried: dict[str, int] = {}
@@ -209,12 +209,12 @@ class SampledJob:
         if self.processes is not None:
             self.processes.close()
             self.processes = None
-        if self.guests is not None:
-            self.guests.close()
-            self.guests = None
         if self.gpus is not None:
             self.gpus.close()
             self.gpus = None
+        if self.guests is not None:
+            self.guests.close()
+            self.guests = None
         if release:
             cgroup.release(self.groups)
 
