@@ -157,6 +157,7 @@ class Door:
                 await tell(connection, self._entered(spec, guest), fd=entry.fd)
             finally:
                 os.close(entry.fd)
+            self._node.metrics.guest_ready(guest)  # only now: ports come one at a time, and the task's was first
             took_ms = (time.monotonic() - began_s) * 1000
             self._say("task-entered", f"task {task.task} of step {task.step} after {took_ms:.0f} ms", guest)
             await self._until_gone(connection)
@@ -290,7 +291,6 @@ class Door:
             leaving.cancel()
             making.cancel()
         self._promised.pop(spec.name, None)  # it is listed now
-        self._node.metrics.guest_ready(guest)
         # Two first steps may have come at once, each with an image of its own.
         decide.refuse_other_image(
             job_id=spec.run.job_id,
