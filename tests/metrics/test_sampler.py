@@ -179,6 +179,16 @@ def test_what_is_known_later_is_kept(sampler: Sampler, settings: Metrics) -> Non
     assert (known.name, known.account, known.time_limit_s) == ("solve", "physics", 60)
 
 
+def test_one_more_sample_can_be_had_at_any_moment(settings: Metrics) -> None:
+    rare = msgspec.structs.replace(settings, period_s=3600.0)
+    with running(Sampler(rare, "c1")) as one:
+        got(one.add(job()))
+        got(one.sample(run()))
+        assert len(times_us(segment(rare))) == 2
+        with pytest.raises(NotFoundError):
+            got(one.sample(JobKey(cluster="k", job_id=99, submit_s=1)))
+
+
 def test_a_job_sampled_to_its_end_is_not_begun_again(sampler: Sampler, settings: Metrics) -> None:
     got(sampler.add(job()))
     got(sampler.remove(run())).close()

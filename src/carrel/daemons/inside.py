@@ -14,7 +14,7 @@ import msgspec
 
 from carrel.config import Metrics
 from carrel.daemons.sampler_thread import SamplerThread, answer
-from carrel.errors import CarrelError, RefusedError
+from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.guest import Agent, Guest
 from carrel.model.job import Job, JobKey
 from carrel.ports import Driver
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
     run: JobKey
     files: GuestFiles
-    thread: SamplerThread
+    thread: SamplerThread[Sampler]
 
 
 class GuestViews:
@@ -48,7 +48,7 @@ class GuestViews:
         driver: Callable[[str], Driver],
         job: Callable[[JobKey], tuple[Job, float | None] | None],
         *,
-        spool: Spool | None,
+        spool: Spool | None = None,
         failed: Callable[[str, Exception], None],
     ) -> None:
         """Look at nobody yet.
@@ -67,6 +67,7 @@ class GuestViews:
         self._failed = failed
         self._seen: dict[str, Seen] = {}
         self._beginning: dict[str, asyncio.Task[None]] = {}
+        self._closing: dict[str, tuple[JobKey, asyncio.Task[None]]] = {}
         self._tries: Counter[str] = Counter()
         self._without: set[str] = set()
         """Guests that cannot be looked into, now and for ever."""
@@ -102,6 +103,8 @@ class GuestViews:
                 return
             self._seen[guest.name] = seen = self._made(guest, job.key, entry.fd)
             await asyncio.to_thread(seen.thread.mind)
+            if seen.files.gone:
+                raise UnreachableError(f"guest {guest.name} cannot be looked into: {seen.files.why}")
             if seen.thread.sampler is not None:
                 inside = msgspec.structs.replace(job, cpus=guest.cpus, memory_bytes=guest.memory_bytes)
                 await answer(seen.thread.sampler.add(inside, interval_s=interval_s))
@@ -133,7 +136,7 @@ class GuestViews:
         asyncio.ensure_future(seen.thread.stop())  # noqa: RUF006  # it ends by itself, within a bound
 
     async def end(self, name: str) -> None:
-        """Take the last sample of a guest that shall end now, if it has one to give in time."""
+        """Take the last sample of a guest that shall end now, if it has one to give in time; the disk comes later."""
         if beginning := self._beginning.get(name):
             await asyncio.wait([beginning], timeout=END_TIMEOUT_S)
         if name not in self._seen:
@@ -142,15 +145,27 @@ class GuestViews:
         try:
             if seen.thread.sampler is not None and not seen.files.gone:
                 async with asyncio.timeout(END_TIMEOUT_S):
-                    (await answer(seen.thread.sampler.remove(seen.run))).close()
+                    await answer(seen.thread.sampler.sample(seen.run))
         except (OSError, CarrelError, TimeoutError) as error:
             self._failed("guest", error)
         if self._seen.get(name) is seen:
-            self._let_go(name)
+            del self._seen[name]
+            seen.files.abandon()
+            self._closing[name] = seen.run, asyncio.ensure_future(self._close(name, seen))
+
+    async def _close(self, name: str, seen: Seen) -> None:
+        try:
+            if seen.thread.sampler is not None:
+                (await answer(seen.thread.sampler.remove(seen.run))).close()
+        except (OSError, CarrelError, TimeoutError) as error:
+            self._failed("guest", error)
+        await seen.thread.stop()
+        self._closing.pop(name, None)
 
     async def end_run(self, run: JobKey) -> None:
         """End the views of all guests of a run."""
         await asyncio.gather(*(self.end(name) for name, seen in list(self._seen.items()) if seen.run == run))
+        await asyncio.gather(*(closing for other, closing in list(self._closing.values()) if other == run))
 
     async def sample_every(self, run: JobKey, seconds: float) -> None:
         """Change how often the guests of a run are sampled.

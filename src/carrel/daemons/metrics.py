@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from carrel.core.guests import living
 from carrel.daemons import people, sinks
+from carrel.daemons.attach import Attacher
 from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.held import HeldGroups
@@ -32,20 +33,17 @@ from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
 from carrel.model.report import SamplingWish
 from carrel.model.sample import SamplerStatus
-from carrel.process import Pid, process_state
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
 from carrel.sampling.outside import DISK_NAMES
 from carrel.sampling.spool import Spool
-from carrel.slurm.steps import Step, Steps, task_of
+from carrel.slurm.steps import Steps
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
 
 FACTS_TIMEOUT_S = 60.0
-ATTACH_TIMEOUT_S = 10.0
-ATTACH_PAUSE_S, ATTACH_PAUSE_MAX_S = 0.02, 1.0
 RETRY_S = 30.0
 WISHES_S = 3600.0
 """Longer than the controller repeats a wish."""
@@ -53,7 +51,6 @@ GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
 _LOG = logging.getLogger("carreld")
-_K = TypeVar("_K")
 
 
 class JobMetrics:
@@ -82,8 +79,9 @@ class JobMetrics:
         self._alive: set[JobKey] = set()
         """Known to run by this process: they are sampled. Others wait for Slurm's word."""
         self._retry_at_s: dict[JobKey, float] = {}
-        self._attaching: dict[Pid, asyncio.Task[None]] = {}
-        self._attached: set[Pid] = set()
+        self._attacher = Attacher(
+            self._sampling, self._held, self._beginning, lambda run, groups: self._remember(run, groups=groups)
+        )
         self._living: frozenset[int] = frozenset()
         """Job ids with a step on this node, as last seen."""
 
@@ -178,21 +176,8 @@ class JobMetrics:
     def guest_ready(self, guest: Guest) -> None:
         """Look into one guest, and count its processes: without control groups they are below no step."""
         self.guests.begin(guest)
-        state = process_state(guest.pid) if guest.state == "ready" and guest.pid and guest.run in self._alive else None
-        if guest.run and state and (pid := Pid(guest.pid, state[1])) not in self._attached | self._attaching.keys():
-            step = Step(guest.run.job_id, guest.name, pid)
-            self._attaching[pid] = task = asyncio.ensure_future(self._attach_guest(step))
-            task.add_done_callback(partial(_forget, self._attaching, pid))
-
-    async def _attach_guest(self, step: Step) -> None:
-        if not await self._attach_to(step, step.manager.number):
-            return
-        self._attached.add(step.manager)
-        sampler = self._sampling.sampler
-        runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
-        if sampler and runs:
-            with contextlib.suppress(CarrelError, TimeoutError):  # it ends just now
-                await answer(sampler.attach_guest(max(runs), step.manager.number))
+        if guest.run in self._alive:
+            self._attacher.guest(guest)
 
     def measured(self, guests: Sequence[Guest], counters: Mapping[str, GuestCounters]) -> None:
         """Keep what drivers say of their guests, however seldom they are asked. Returns at once."""
@@ -254,8 +239,9 @@ class JobMetrics:
                         await self._due.wait()
                 self._due.clear()
         finally:
-            for task in (finishing, leftovers, *self._beginning.values(), *self._attaching.values()):
+            for task in (finishing, leftovers, *self._beginning.values()):
                 task.cancel()
+            self._attacher.stop()
             if watch:
                 watch.close()
             await self.guests.stop()
@@ -288,7 +274,7 @@ class JobMetrics:
     def _look(self) -> None:
         """Look once; whatever takes time goes on by itself."""
         if self._sampling.mind():
-            self._attached.clear()
+            self._attacher.anew()
             self._retry_at_s.clear()
         self._failures.tell(self.status() or SamplerStatus(), self._node.journal.add)
         for hint in self._hints.taken():
@@ -305,12 +291,10 @@ class JobMetrics:
             return
         self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
-        self._attached = {manager for manager in self._attached if manager.alive}
-        for step in steps if self._settings.enabled else ():
-            self.begin(step.job_id)
-            if step.manager not in self._attached and step.manager not in self._attaching:
-                self._attaching[step.manager] = task = asyncio.ensure_future(self._attach(step))
-                task.add_done_callback(partial(_forget, self._attaching, step.manager))
+        if self._settings.enabled:
+            for step in steps:
+                self.begin(step.job_id)
+            self._attacher.steps(steps)
         self._resume()
         known = {run.job_id for run, job in self._jobs.items() if not job.ended}
         self._held.release(self._living | self._beginning.keys() | known)
@@ -352,17 +336,8 @@ class JobMetrics:
         if not self._jobs[job.key].ended:
             self._retry_at_s[job.key] = time.monotonic() + RETRY_S
             if await self._add(self._jobs[job.key]):
-                await self._take_over(job.key)
+                await self._attacher.take_over(job.key)
             await self._describe(job)
-
-    async def _take_over(self, run: JobKey) -> None:
-        """Count what was kept of a job while Slurm was asked whose it is: its tasks may be gone already."""
-        groups, sampler = self._held.of(run.job_id), self._sampling.sampler
-        if groups.any and sampler:
-            with contextlib.suppress(CarrelError, OSError, TimeoutError):
-                counted = await answer(sampler.adopt(run, groups))
-                self._remember(run, groups=counted)
-                self._held.hand_over(run.job_id)
 
     async def _describe(self, job: Job) -> None:
         """Add what nothing is decided on: its name and account."""
@@ -395,37 +370,6 @@ class JobMetrics:
         except (OSError, CarrelError, TimeoutError) as error:
             self._failed("begin", error)
             return False
-        return True
-
-    async def _attach(self, step: Step) -> None:
-        """Count what a step counts, once its first task is in its groups."""
-        deadline_s = time.monotonic() + ATTACH_TIMEOUT_S
-        pause_s = ATTACH_PAUSE_S
-        while step.manager.alive and time.monotonic() < deadline_s:
-            if (pid := task_of(step.manager)) and (beginning := self._beginning.get(step.job_id)):
-                with contextlib.suppress(OSError):  # it has just ended
-                    self._held.hold(step.job_id, cgroup.of_process(pid))
-                await asyncio.wait([beginning])
-            if pid and await self._attach_to(step, pid):
-                self._attached.add(step.manager)
-                return
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, ATTACH_PAUSE_MAX_S)
-
-    async def _attach_to(self, step: Step, pid: int) -> bool:
-        sampler = self._sampling.sampler
-        runs = [run for run in (sampler.runs() if sampler else ()) if run.job_id == step.job_id]
-        if sampler is None or not runs:
-            return False
-        run = max(runs)
-        await self._take_over(run)
-        try:
-            # Without groups, the step is what its manager has started.
-            whose = pid if cgroup.of_process(pid).any else step.manager.number
-            groups = await answer(sampler.attach(run, whose))
-        except (OSError, CarrelError, TimeoutError):
-            return False
-        self._remember(run, groups=groups)
         return True
 
     def _end_all(self, runs: Sequence[JobKey]) -> None:
@@ -474,5 +418,5 @@ class JobMetrics:
         return None if interval_s is None else min(max(interval_s, low), high)
 
 
-def _forget(tasks: dict[_K, "asyncio.Task[None]"], key: _K, _: "asyncio.Task[None]") -> None:
-    tasks.pop(key, None)
+def _forget(tasks: dict[JobKey, "asyncio.Task[None]"], run: JobKey, _: "asyncio.Task[None]") -> None:
+    tasks.pop(run, None)

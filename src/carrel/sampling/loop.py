@@ -153,6 +153,14 @@ class Sampler:
         """
         return self._ask(lambda: self._change_interval(self._job(run), seconds))
 
+    def sample(self, run: JobKey) -> "Future[None]":
+        """Take one more sample now; the answer comes when it is taken, and not yet on the disk.
+
+        The answer fails with:
+            NotFoundError: the run is not being sampled.
+        """
+        return self._ask(lambda: self._sample([self._job(run)], forced=True))
+
     def remove(self, run: JobKey) -> "Future[JobFolder]":
         """Take the last sample; the answer, which the caller must close, comes when it is on the disk.
 
