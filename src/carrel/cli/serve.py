@@ -18,7 +18,7 @@ def node(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -
 
 @app.command
 def sinks(*, node: Annotated[str, Parameter(help="The node's name in Slurm.")]) -> None:
-    """Bring the samples of a node's jobs to the sinks of metrics.sinks. carreld starts this."""
+    """Bring the samples of a node's jobs to the sinks of metrics.sinks, as carreld has it done."""
     from carrel.daemons.sinks import main  # noqa: PLC0415
 
     main(node)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from carrel.daemons.held import HeldGroups
-from carrel.daemons.sampler_thread import SamplerThread, answer
+from carrel.daemons.sampler_thread import JobSampler, SamplerThread, answer
 from carrel.errors import CarrelError
 from carrel.model.guest import Guest
 from carrel.model.job import JobKey
@@ -29,7 +29,7 @@ class Attacher:
 
     def __init__(
         self,
-        sampling: SamplerThread,
+        sampling: SamplerThread[JobSampler],
         held: HeldGroups,
         beginning: Mapping[int, "asyncio.Task[None]"],
         remember: Callable[[JobKey, JobGroups], None],

@@ -26,20 +26,9 @@ STOP_TIMEOUT_S = 10.0
 STUCK_S = 60.0
 """Its status is written each second; the first one comes when it has started."""
 
-# The lowest priority; and the kernel ends it with carreld, which would otherwise start a second one.
-_CHILD = (
-    "nice",
-    "-n",
-    "19",
-    "setpriv",
-    "--pdeathsig",
-    "TERM",
-    sys.executable,
-    "-m",
-    "carrel.cli.main",
-    "serve",
-    "sinks",
-)
+# The lowest priority; and the kernel ends it with carreld, which would otherwise start a second one. It is not started
+# by the command ``carrel serve sinks``, which needs 10 MB for its own reading of the command line.
+_CHILD = ("nice", "-n", "19", "setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "carrel.daemons.sinks")
 _LOG = logging.getLogger("carreld")
 
 
@@ -75,7 +64,7 @@ class Feeding:
 
     async def _once(self) -> None:
         child = await asyncio.create_subprocess_exec(
-            *_CHILD, "--node", self._node, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *_CHILD, self._node, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
         try:
             await self._listen(child)

@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
     run: JobKey
     files: GuestFiles
-    thread: SamplerThread
+    thread: SamplerThread[Sampler]
 
 
 class GuestViews:
@@ -48,7 +48,7 @@ class GuestViews:
         driver: Callable[[str], Driver],
         job: Callable[[JobKey], tuple[Job, float | None] | None],
         *,
-        spool: Spool | None,
+        spool: Spool | None = None,
         failed: Callable[[str, Exception], None],
     ) -> None:
         """Look at nobody yet.

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -24,12 +24,13 @@ _T = TypeVar("_T")
 
 JobSampler = Sampler | LdmsSampler
 """Whichever samples the jobs of this node; both are asked in the same way."""
+_S = TypeVar("_S", bound=JobSampler)
 
 
-class SamplerThread:
+class SamplerThread(Generic[_S]):
     """Keeps one sampler running."""
 
-    def __init__(self, make: Callable[[], JobSampler], *, failed: Callable[[str, Exception], None]) -> None:
+    def __init__(self, make: Callable[[], _S], *, failed: Callable[[str, Exception], None]) -> None:
         """Start nothing yet.
 
         Args:
@@ -40,7 +41,7 @@ class SamplerThread:
         self._failed = failed
         self._thread: threading.Thread | None = None
         self._restart_at_s = 0.0
-        self.sampler: JobSampler | None = None
+        self.sampler: _S | None = None
         """None: there is none now."""
 
     def mind(self) -> bool:
@@ -55,7 +56,7 @@ class SamplerThread:
         self._thread.start()
         return True
 
-    def _run(self, sampler: JobSampler) -> None:
+    def _run(self, sampler: _S) -> None:
         try:
             sampler.run()
         except Exception as error:  # noqa: BLE001  # the next one starts in RETRY_S, and people are told

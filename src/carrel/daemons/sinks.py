@@ -159,3 +159,10 @@ def main(node: str) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     shipping.run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except CarrelError as error:
+        sys.exit(f"carrel-sinks: {error}")

@@ -6,14 +6,11 @@ a partition the rows of a series come in order, so a reader that passes over tho
 each exactly once.
 """
 
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import confluent_kafka
-import msgspec
 
 from carrel import config
 from carrel.config import Section
@@ -23,7 +20,6 @@ from carrel.ports import SinkContext
 from carrel.sinks.messages import Avro, Encoder, Json
 
 _FLUSH_MARGIN_S = 5.0
-_REGISTRY_TIMEOUT_S = 10.0
 _HEADERS_BYTES = 1024
 """Room for what a message has beside its value."""
 
@@ -73,6 +69,8 @@ class KafkaSink:
         self._encoder: Encoder = Json()
         if settings.encoding == "avro":
             subjects = (f"{self._topics[0]}-value", f"{self._topics[1]}-value", f"{self._topics[2]}-value")
+            from carrel.sinks.registry import Registry  # noqa: PLC0415  # who sends JSON does without urllib's 4 MB
+
             self._encoder = Avro(Registry(settings.registry), subjects)
         self._producer: Any = None
         self._failed: list[Any] = []
@@ -181,29 +179,6 @@ class KafkaSink:
 
     def close(self) -> None:
         self._let_go()
-
-
-class Registry:
-    """A schema registry, as far as one who writes needs it."""
-
-    def __init__(self, address: str) -> None:
-        """Ask at ``address``: ``http://host:8081``."""
-        self._address = address.rstrip("/")
-        self._numbers: dict[str, int] = {}
-
-    def number(self, subject: str, schema: dict[str, Any]) -> int:
-        """Return the schema's number; see ``Schemas``."""
-        if subject not in self._numbers:
-            body = msgspec.json.encode({"schema": msgspec.json.encode(schema).decode()})
-            where = f"{self._address}/subjects/{subject}/versions"
-            headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
-            request = urllib.request.Request(where, body, headers)  # noqa: S310  # the site's own setting
-            try:
-                with urllib.request.urlopen(request, timeout=_REGISTRY_TIMEOUT_S) as answer:  # noqa: S310  # the same
-                    self._numbers[subject] = int(msgspec.json.decode(answer.read())["id"])
-            except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
-                raise UnreachableError(f"{where}: {error}; is this a schema registry?") from error
-        return self._numbers[subject]
 
 
 def _properties(path: str) -> dict[str, str]:

@@ -113,7 +113,7 @@ def _stepd_of(task: int) -> Pid | None:
     return _pid(parent) if is_stepd else None
 
 
-_OF_DAEMONS = ("slurmscriptd", "carrel.cli.main serve sinks")
+_OF_DAEMONS = ("slurmscriptd", "-m carrel.daemons.sinks")
 """Second processes of daemons: of slurmctld, and of a carreld that has sinks."""
 
 
