@@ -63,7 +63,29 @@ def test_a_failure_whose_fault_is_known_counts_against_nobody_else(breakers: Bre
     for _ in range(3):
         breakers.failed("g", "j", fault="image", now_s=0.0)
     assert breakers.image_rests("j", 0.0)
+    fail(breakers, ("g", "k"), ("g", "l"))
     assert breakers.resting_hosts(0.0) == {"h"}
+
+
+def test_a_host_whose_failures_were_a_blamed_images_rests_no_longer_and_keeps_those_of_others(
+    breakers: Breakers,
+) -> None:
+    fail(breakers, ("h", "i"), ("h", "i"), ("h", "a"))
+    assert breakers.resting_hosts(0.0) == {"h"}
+    fail(breakers, ("g", "i"))
+    assert breakers.resting_hosts(0.0) == frozenset()
+    fail(breakers, ("h", "b"), ("h", "c"))
+    assert breakers.resting_hosts(0.0) == {"h"}
+
+
+def test_an_image_gets_one_trial_at_a_time_too(breakers: Breakers) -> None:
+    fail(breakers, ("h", "i"), ("g", "i"), ("f", "i"))
+    assert breakers.image_rests("i", 59.9)
+    assert not breakers.image_rests("i", 60.0)
+    breakers.tried(("h",), "i")
+    assert breakers.image_rests("i", 60.0)
+    breakers.gave_up(("h",), "i")
+    assert not breakers.image_rests("i", 60.0)
 
 
 def test_what_has_rested_gets_one_trial_and_rests_twice_as_long_after_each_that_fails(breakers: Breakers) -> None:
@@ -86,6 +108,7 @@ def test_a_trial_that_tells_nothing_is_followed_by_another(breakers: Breakers) -
     breakers.tried(("h",), "z")
     breakers.gave_up(("h",), "z")
     assert breakers.resting_hosts(60.0) == frozenset()
+    assert breakers.next_s(60.0) is None
 
 
 def test_a_launch_where_nothing_is_suspected_is_no_trial(breakers: Breakers) -> None:

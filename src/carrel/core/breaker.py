@@ -5,13 +5,10 @@ blamed only once it failed on two hosts; then its failures are taken off those h
 a single trial: it works, and all is forgotten, or it rests twice as long.
 """
 
-from typing import Literal
-
 import msgspec
 
 from carrel.core.pacing import backoff_s
-
-Fault = Literal["host", "image", "unknown"]
+from carrel.model.host import Fault
 
 
 class _Account(msgspec.Struct):
@@ -37,8 +34,6 @@ class Breakers:
 
     def resting_hosts(self, now_s: float) -> frozenset[str]:
         """Return the hosts that get no guest now."""
-        if not self._hosts:
-            return frozenset()
         return frozenset(name for name, account in self._hosts.items() if _rests(account, now_s))
 
     def image_rests(self, image: str, now_s: float) -> bool:
@@ -65,8 +60,6 @@ class Breakers:
 
     def succeeded(self, hosts: tuple[str, ...], image: str) -> bool:
         """Forget what is held against these; return whether there was anything."""
-        if not self._hosts and not self._images:
-            return False
         held = [self._hosts.pop(host, None) for host in hosts] + [self._images.pop(image, None)]
         return any(account is not None for account in held)
 
@@ -98,12 +91,12 @@ class Breakers:
             account.trial = False
 
     def _acquit_hosts(self, image: str) -> None:
-        for name, account in list(self._hosts.items()):
-            account.against = [blamed for blamed in account.against if blamed != image]
-            if len(account.against) < self._failures and not account.trial:
-                account.rests, account.until_s = 0, 0.0
-            if not account.against:
-                del self._hosts[name]
+        for name, account in self._hosts.items():
+            left = [blamed for blamed in account.against if blamed != image]
+            if len(left) < self._failures:
+                self._hosts[name] = _Account(left)
+            else:
+                account.against = left
 
 
 def _rests(account: _Account, now_s: float) -> bool:

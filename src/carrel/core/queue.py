@@ -25,10 +25,10 @@ from typing import Literal, get_args
 import msgspec
 
 from carrel.config import Launches
-from carrel.core.breaker import Breakers, Fault
+from carrel.core.breaker import Breakers
 from carrel.core.pacing import Pace, backoff_s
 from carrel.model.guest import Clone
-from carrel.model.host import Answer, Demand, Here, Never, NotNow
+from carrel.model.host import Answer, Demand, Fault, Here, Never, NotNow
 
 Result = Literal["ready", "not-now", "failed", "never", "no-address"]
 Admit = Callable[["Waiting", frozenset[str]], Answer]

@@ -5,6 +5,8 @@ from typing import Literal
 import msgspec
 
 HostState = Literal["up", "drained", "down"]
+Fault = Literal["host", "image", "unknown"]
+"""Who made a clone fail, where that can be told."""
 Policy = Literal["first", "random", "best-fit", "least-loaded"]
 
 
