@@ -65,7 +65,7 @@ def assert_exact(ledger: Ledger, told: dict[int, list[Answer]], runs: int) -> No
 
 
 def kill_in_a_loop(url: str) -> None:
-    chance = random.Random(KILLS)  # no secret
+    chance = random.Random(KILLS)  # noqa: S311  # no secret
     with Ledger(open_store(url)) as ledger:
         open_account(ledger)
     told: dict[int, list[Answer]] = {}

@@ -30,7 +30,7 @@ def job(sandbox: Sandbox) -> Iterator[list[str]]:
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 1 MB in which every byte value occurs and no page repeats."""
     path = tmp_path_factory.mktemp("streams") / "noise"
-    path.write_bytes(random.Random(5).randbytes(1_000_000))  # reproducible is what it must be
+    path.write_bytes(random.Random(5).randbytes(1_000_000))  # noqa: S311  # reproducible is what it must be
     return path
 
 

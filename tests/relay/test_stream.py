@@ -183,7 +183,7 @@ def test_more_data_than_the_window_ends_the_session(session: Session) -> None:
 
 
 def test_no_bytes_make_a_session_crash_or_hang(programs: Path) -> None:
-    chance = random.Random(4711)  # reproducible on purpose
+    chance = random.Random(4711)  # noqa: S311  # reproducible on purpose
     for _ in range(30):
         session = Session(programs)
         session.start("cat")
