@@ -303,3 +303,9 @@ def test_room_of_an_attempt_that_was_given_up_is_given_back_when_its_host_speaks
     waiting = world(job(), places=places)
     assert [type(action) for action in decide.plan(waiting)] == [decide.Assign, decide.GiveBackRoom]
     assert decide.plan(waiting)[1] == decide.GiveBackRoom(RUN, 0, "its guests are elsewhere")
+
+
+def test_names_on_a_host_that_fell_silent_are_given_back_before_the_guest_begins_elsewhere() -> None:
+    pointed = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h3")
+    found = world(PINNED, nodes=(pointed,), places=(place("h3"),), reserved={RUN: ("v1",)})
+    assert kinds(found) == ["Pin", "Unreserve"]

@@ -144,6 +144,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[Place, ...]
     hosts: Mapping[str, HostReport]
     """Those that were heard lately."""
+    lost: Collection[str] = ()
+    """Names that hosts carried when they were last heard, too long ago."""
     begun: Collection[JobKey]
     """Runs for which the queue has found room; their guests are made, unless they failed."""
     given_up: Mapping[JobKey, str]
@@ -293,7 +295,7 @@ def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]
 
 def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequence[Place]) -> bool:
     """Tell whether the names point at the hosts where the run has room of the right size."""
-    if any(not _is_size(place, job) for place in places) or len(nodes) != job.nodes:
+    if not _is_room(job, places) or len(nodes) != job.nodes:
         return False
     wanted = sorted(place.host for place in places)
     pointed = sorted(host for node in nodes for host in world.hosts if _on(world, node, host))
@@ -405,5 +407,5 @@ def _free_names(world: World) -> list[str]:
     return [
         node.name
         for node in world.look.nodes.values()
-        if node.resting and node.closed and not node.parting and node.name not in reserved | carried
+        if node.resting and node.closed and not node.parting and node.name not in reserved | carried | set(world.lost)
     ]

@@ -29,6 +29,8 @@ class Lines:
         self._attempts: dict[JobKey, int] = {}
         self._begun: set[JobKey] = set()
         self._given_up: dict[JobKey, str] = {}
+        self._hosts: object = None
+        """What was known of hosts when room was last looked for."""
 
     def begun(self) -> frozenset[JobKey]:
         """Return the runs that were let through and did not fail since."""
@@ -75,6 +77,11 @@ class Lines:
             name = room_name(self._runs[waiting.key], self._attempts[self._runs[waiting.key]])
             return self._admission.take(name, waiting.demand, without=without.union(silent))
 
+        # A host that was added, or speaks again, or is drained no more, is room that nobody gave back.
+        hosts = (frozenset(silent), tuple((each.name, each.state, each.cpus) for each in self._admission.table.hosts()))
+        if hosts != self._hosts:
+            self._hosts = hosts
+            self._queue.freed()
         found = []
         for action in self._queue.launches(time.time(), admit):
             key = action.waiting.key if isinstance(action, Launch) else action.key

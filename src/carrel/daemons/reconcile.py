@@ -77,7 +77,7 @@ class Reconciler:
 
         async with self._changed:
             try:
-                async with asyncio.timeout(HELD_S):
+                async with asyncio.timeout(min(HELD_S, self._settings.host_silent_s / 3)):
                     await self._changed.wait_for(news)
             except TimeoutError:
                 if report.host not in self._orders:
@@ -143,6 +143,9 @@ class Reconciler:
             look=look,
             places=await asyncio.to_thread(self._lines.places, look.cluster),
             hosts=hosts,
+            lost={
+                guest.node for name, (_, report) in self._heard.items() if name not in hosts for guest in report.guests
+            },
             begun=self._lines.begun(),
             given_up=self._lines.given_up(),
             now_s=time.time(),
