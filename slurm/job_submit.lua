@@ -14,7 +14,7 @@ local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cp
 local SILENT = "carrelctld does not answer, so nobody can say whether the account covers this; try again later"
 local UNSET = { [65534] = true, [4294967294] = true }
 local settings = { enabled = "false", socket = "/run/carrel/submit.sock", dir = "/var/lib/carrel/bank",
-  deadline_ms = "50", offline = "closed" }
+  deadline_ms = "50", offline = "closed", default_account = "" }
 local silences, ask_again_s = 0, 0
 
 local function lines(path)
@@ -90,9 +90,10 @@ end
 -- Takes a plain job on the lease, by whole nodes of the dearest kind; false: the lease does not reach, or cannot tell.
 local function on_lease(job_desc, asked)
   local lease = read_lease()
-  local account, price = job_desc.account or job_desc.default_account, lease.partition[job_desc.partition or "*"]
+  local account = job_desc.account or job_desc.default_account or settings.default_account
+  local price = lease.partition[job_desc.partition or "*"]
   local function number(name) return job_desc[name] and not UNSET[job_desc[name]] and job_desc[name] end
-  if not (lease.number and account and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
+  if not (lease.number and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
     or job_desc.req_nodes or job_desc.tres_per_job or job_desc.tres_per_socket or asked:find("\31guest=1", 1, true)
     or job_desc.time_limit == 0 or job_desc.time_limit == 4294967295 then return false end
   local seconds = number("time_limit") and job_desc.time_limit * 60 or price[2]
