@@ -1,11 +1,9 @@
--- What job_submit.lua does for the bank: it asks carrelctld about each submission, and each change of one, whether its account covers it: one question over a
--- unix socket, one sentence to the user. slurmctld holds its locks meanwhile, so it waits no longer than deadline_ms;
--- on silence bank.offline of carrel.toml decides (docs/reference/submit.md). It is read again when its time changes.
+-- The bank's part of job_submit.lua: asks carrelctld about each submission, and each change of one, whether its account
+-- covers it: one question over a unix socket, one sentence to the user. slurmctld holds its locks meanwhile, so it waits
+-- no longer than deadline_ms; on silence bank.offline of carrel.toml decides (docs/reference/submit.md).
 
 local unix, clock = require "socket.unix", require("socket").gettime
-
-local M = {}
-
+local M = {} -- submit and modify return what slurmctld's functions shall
 local VIOLATES_POLICY = 2050 -- ESLURM_ACCOUNTING_POLICY
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
 local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cpus_per_tres", "licenses", "max_nodes",
@@ -16,7 +14,7 @@ local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cp
 local SILENT = "carrelctld does not answer, so nobody can say whether the account covers this; try again later"
 local UNSET = { [65534] = true, [4294967294] = true }
 local settings = { enabled = "false", socket = "/run/carrel/submit.sock", dir = "/var/lib/carrel/bank",
-  deadline_ms = "50", offline = "closed" }
+  deadline_ms = "50", offline = "closed", default_account = "" }
 local silences, ask_again_s = 0, 0
 
 local function lines(path)
@@ -92,9 +90,10 @@ end
 -- Takes a plain job on the lease, by whole nodes of the dearest kind; false: the lease does not reach, or cannot tell.
 local function on_lease(job_desc, asked)
   local lease = read_lease()
-  local account, price = job_desc.account or job_desc.default_account, lease.partition[job_desc.partition or "*"]
+  local account = job_desc.account or job_desc.default_account or settings.default_account
+  local price = lease.partition[job_desc.partition or "*"]
   local function number(name) return job_desc[name] and not UNSET[job_desc[name]] and job_desc[name] end
-  if not (lease.number and account and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
+  if not (lease.number and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
     or job_desc.req_nodes or job_desc.tres_per_job or job_desc.tres_per_socket or asked:find("\31guest=1", 1, true)
     or job_desc.time_limit == 0 or job_desc.time_limit == 4294967295 then return false end
   local seconds = number("time_limit") and job_desc.time_limit * 60 or price[2]
@@ -108,7 +107,6 @@ local function on_lease(job_desc, asked)
   return true
 end
 
--- Returns what slurm_job_submit shall.
 function M.submit(job_desc, submit_uid)
   if settings.enabled ~= "true" then return slurm.SUCCESS end
   local token = random_token()
@@ -135,8 +133,7 @@ function M.submit(job_desc, submit_uid)
   return slurm.SUCCESS
 end
 
--- Returns what slurm_job_modify shall. Only a change that has a price is asked about; root's are met at the next look
--- at the queue.
+-- Only a change that has a price is asked about; root's are met at the next look at the queue.
 function M.modify(job_desc, job_rec, modify_uid)
   local token, held = (job_rec.admin_comment or ""):match("^bank=([^;]*);?([^;]*)")
   if settings.enabled ~= "true" or not token or modify_uid == 0 then return slurm.SUCCESS end

@@ -12,9 +12,13 @@ from carrel.bank import queries
 from carrel.config import Bank as BankSettings
 from carrel.config import Config, Prices
 from carrel.daemons.banking import Bank
+from carrel.daemons.board import Board
 from carrel.daemons.counter import SEPARATOR, Counter
+from carrel.daemons.starts import Starts
 from carrel.model.cluster import ClusterFacts, NodeFacts, PartitionFacts
-from carrel.model.ledger import Deposit, OpenAllocation, OpenProject
+from carrel.model.ledger import Backfill, Deposit, OpenAllocation, OpenProject, Receipt
+from carrel.model.report import Event
+from carrel.testing.daemons import a_report
 
 BOOK = '[[version]]\nname = "v"\nvalid_from = 2020-01-01\n[version.default]\nrates = { cpu = 1 }\n'
 NODE = NodeFacts(name="c1", cpus=4, for_jobs=4, memory_mib=1000)
@@ -113,3 +117,52 @@ def test_a_user_cannot_release_a_job_that_the_bank_has_not_priced(bank: Bank) ->
 def test_a_guest_is_in_the_token_since_slurm_does_not_count_guests(bank: Bank) -> None:
     assert submit(bank, "time_limit=10", "guest=1")[1].endswith(".g")
     assert submit(bank, "time_limit=10", "guest=1", "guest_per=task", "num_tasks=3")[1].endswith(".t3")
+
+
+def board_of(*events: tuple[float, str]) -> Board:
+    board = Board()
+    told = tuple(Event(time_s=at_s, node="c1", what=what, text="", job_id=7, uid=0) for at_s, what in events)
+    board.take(a_report(events=told), now_s=1.0)
+    return board
+
+
+def charged(bank: Bank, *, moment_s: int) -> None:
+    bank.ledger.call(
+        Backfill(
+            key="e",
+            cluster="k",
+            run="7.1.0",
+            project="physics",
+            user="ada",
+            job_id=7,
+            amount_micro_su=900,
+            inputs={"moment_s": moment_s, "seconds": 60},
+        )
+    )
+
+
+def refunded(bank: Bank, board: Board) -> list[int]:
+    return [refund.amount_micro_su for refund in asyncio.run(Starts(bank, board).refunds())]
+
+
+def test_a_run_whose_guest_we_could_not_start_costs_nothing(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    assert refunded(bank, board_of((1010.0, "guest-failed"))) == [900]
+
+
+def test_a_run_that_entered_a_guest_is_paid_for_even_if_another_guest_failed(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    assert refunded(bank, board_of((1010.0, "task-entered"), (1020.0, "guest-failed"))) == []
+
+
+def test_the_failure_of_an_earlier_job_of_the_same_number_refunds_nothing(bank: Bank) -> None:
+    charged(bank, moment_s=9000)
+    assert refunded(bank, board_of((1010.0, "guest-failed"))) == []
+
+
+def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    board = board_of((1010.0, "guest-failed"))
+    for refund in asyncio.run(Starts(bank, board).refunds()):
+        assert isinstance(bank.ledger.call(refund), Receipt)
+    assert refunded(bank, board) == []
