@@ -2,8 +2,7 @@
 -- unix socket, one sentence to the user. slurmctld holds its locks meanwhile, so it waits no longer than deadline_ms;
 -- on silence bank.offline of carrel.toml decides (docs/reference/submit.md). It is read again when its time changes.
 
-local unix = require "socket.unix"
-local clock = require("socket").gettime
+local unix, clock = require "socket.unix", require("socket").gettime
 
 local VIOLATES_POLICY = 2050 -- ESLURM_ACCOUNTING_POLICY
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
@@ -15,7 +14,7 @@ local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cp
 local SILENT = "carrelctld does not answer, so nobody can say whether the account covers this; try again later"
 local UNSET = { [65534] = true, [4294967294] = true }
 local settings = { enabled = "false", socket = "/run/carrel/submit.sock", dir = "/var/lib/carrel/bank",
-  deadline_ms = "50", offline = "closed" }
+  deadline_ms = "50", offline = "closed", default_account = "" }
 local silences, ask_again_s = 0, 0
 
 local function lines(path)
@@ -23,30 +22,25 @@ local function lines(path)
   return file and file:lines() or function() end
 end
 
-local function read_settings()
-  local section = ""
-  for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
-    section = line:match("^%s*%[([^%]]*)%]") or section
-    local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
-    if section == "bank" and key and settings[key] then settings[key] = value end
-  end
+local section = ""
+for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
+  section = line:match("^%s*%[([^%]]*)%]") or section
+  local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
+  if section == "bank" and key and settings[key] then settings[key] = value end
 end
 
 -- Returns the words of the answer, or nil: nobody answered in time.
 local function ask(question)
-  local now_s = clock()
-  local until_s = now_s + tonumber(settings.deadline_ms) / 1000
-  if silences >= MISSES and now_s < ask_again_s then return nil end
+  local until_s = clock() + tonumber(settings.deadline_ms) / 1000
+  if silences >= MISSES and clock() < ask_again_s then return nil end
   local socket = unix.stream and unix.stream() or unix()
   local function bounded() socket:settimeout(math.max(0, until_s - clock())) end
   bounded()
   local answer = socket:connect(settings.socket)
-  if answer then
-    bounded()
-    answer = socket:send(question .. "\n")
-    bounded()
-    answer = answer and socket:receive("*l")
-  end
+  bounded()
+  answer = answer and socket:send(question .. "\n")
+  bounded()
+  answer = answer and socket:receive("*l")
   socket:close()
   local word, rest = tostring(answer or ""):match("^(%l+)\t(.*)$")
   if not word or word == "away" then
@@ -96,9 +90,10 @@ end
 -- Takes a plain job on the lease, by whole nodes of the dearest kind; false: the lease does not reach, or cannot tell.
 local function on_lease(job_desc, asked)
   local lease = read_lease()
-  local account, price = job_desc.account or job_desc.default_account, lease.partition[job_desc.partition or "*"]
+  local account = job_desc.account or job_desc.default_account or settings.default_account
+  local price = lease.partition[job_desc.partition or "*"]
   local function number(name) return job_desc[name] and not UNSET[job_desc[name]] and job_desc[name] end
-  if not (lease.number and account and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
+  if not (lease.number and price and lease.account[account]) or job_desc.array_inx or job_desc.licenses
     or job_desc.req_nodes or job_desc.tres_per_job or job_desc.tres_per_socket or asked:find("\31guest=1", 1, true)
     or job_desc.time_limit == 0 or job_desc.time_limit == 4294967295 then return false end
   local seconds = number("time_limit") and job_desc.time_limit * 60 or price[2]
@@ -142,8 +137,7 @@ function slurm_job_modify(job_desc, job_rec, _, modify_uid)
   local token, held = (job_rec.admin_comment or ""):match("^bank=([^;]*)(.*)$")
   if settings.enabled ~= "true" or not token or modify_uid == 0 then return slurm.SUCCESS end
   local words = { "token=" .. token, ("uid=%.0f"):format(modify_uid), ("job=%.0f"):format(job_rec.job_id) }
-  local before = #words
-  local asked = question("modify", words, job_desc)
+  local before, asked = #words, question("modify", words, job_desc)
   local release = held == ";held" and job_desc.priority and not UNSET[job_desc.priority] and job_desc.priority > 0
   if #words == before and not release then return slurm.SUCCESS end
   local word, rest = ask(asked .. (release and "\31release=1" or ""))
@@ -152,5 +146,4 @@ function slurm_job_modify(job_desc, job_rec, _, modify_uid)
   return VIOLATES_POLICY
 end
 
-read_settings()
 return slurm.SUCCESS

@@ -207,7 +207,7 @@ def _run_again(bank: Banked, job_id: int) -> None:
 
     def runs() -> bool:
         nonlocal asked_s
-        if time.monotonic() - asked_s > 2.5:
+        if time.monotonic() - asked_s > 5:
             asked_s = time.monotonic()
             bank.scontrol("update", f"jobid={job_id}", "starttime=now")
         return bank.state(job_id) == "RUNNING"

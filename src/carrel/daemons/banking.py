@@ -172,10 +172,13 @@ class Bank:
             UnreachableError: it did not answer; what it said last stays.
         """
         found, settings = await asyncio.gather(facts.read(self._config.slurm), self.slurm.settings())
-        self._cluster, self.slurm_settings = found, settings
-        if self._associations is None or self.accounted:
-            await self._read_associations()
+        self.learn(found, settings)
+        await self._read_associations()
         self._known.set()
+
+    def learn(self, cluster: ClusterFacts, settings: dict[str, str]) -> None:
+        """Take what Slurm says of its partitions and of itself (``scontrol show config``)."""
+        self._cluster, self.slurm_settings = cluster, settings
 
     async def _read_associations(self) -> Associations:
         if self.accounted:

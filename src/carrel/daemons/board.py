@@ -78,6 +78,15 @@ class Board:
             key=lambda event: event.time_s,
         )
 
+    def starts(self) -> dict[int, list[tuple[float, bool]]]:
+        """Return, by job, when a guest of it could not be made (False) and when a task entered one (True)."""
+        told = {"guest-failed": False, "task-entered": True}
+        found = {
+            job_id: [(event.time_s, told[event.what]) for event in ring if event.what in told]
+            for job_id, ring in self._events.items()
+        }
+        return {job_id: times for job_id, times in found.items() if any(not entered for _, entered in times)}
+
     def consoles(self, guest: str, *, uid: int = EVERYBODY) -> list[tuple[str, str]]:
         """Return (node, text) of each console that is held for a guest of this name.
 

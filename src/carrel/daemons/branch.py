@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 from carrel.config import Config
 from carrel.daemons.alerts import Alerts
 from carrel.daemons.banking import Bank
+from carrel.daemons.board import Board
 from carrel.daemons.counter import LINE_BYTES_MAX, Counter
 from carrel.daemons.lease import Lease
 from carrel.daemons.rounds import Rounds
 from carrel.daemons.settling import Reconciled
+from carrel.daemons.starts import Starts
 from carrel.errors import CarrelError, UnreachableError
 from carrel.model.ledger import Sweep
 
@@ -31,8 +33,9 @@ LAG_S = 10
 class Branch:
     """Everything that works on one bank."""
 
-    def __init__(self, settings: Config, bank: Bank) -> None:
+    def __init__(self, settings: Config, bank: Bank, board: Board) -> None:
         """Begin nothing yet."""
+        self._starts = Starts(bank, board)
         self.bank = bank
         self.rounds = Rounds(bank, settings.slurm)
         self._counter = Counter(bank)
@@ -94,6 +97,7 @@ class Branch:
         if now_s - self._swept_s > SWEEP_PERIOD_S:
             answer = await self.bank.ledger.do(Sweep(key=f"sweep/{self.bank.stamp()}", actor="carrelctld"))
             self._swept_s = 0.0 if "more" in getattr(answer, "flags", ()) else now_s
+        await self.rounds.teller.do(await self._starts.refunds())
         if self.bank.accounted and now_s - self._reconciled_s > self.bank.settings.reconcile_period_s:
             self._reconciled_s = now_s
             found = await self.reconcile()

@@ -50,7 +50,7 @@ class Controller:
         self._addresses_at_s = 0.0
         self._maps = maps.MapDirectory(Path(settings.guests.map_dir))
         self._changed = asyncio.Event()
-        self._branch = Branch(settings, Bank(settings)) if settings.bank.enabled else None
+        self._branch = Branch(settings, Bank(settings), self.board) if settings.bank.enabled else None
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
 
     async def run(self) -> None:

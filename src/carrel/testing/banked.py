@@ -3,6 +3,7 @@
 What a run should cost is computed here from what sacct prints, with none of the code that charges.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -58,13 +59,13 @@ class Banked:
         """Submit and return the job's id."""
         done = self.try_sbatch(*options, user=user)
         assert done[0] == 0, done[1]
-        return int(done[1].split(";")[0])
+        return int(re.split(r"\D", done[1])[0])
 
     def try_sbatch(self, *options: str, user: str | None = None) -> tuple[int, str]:
         """Submit; return the status and what was said."""
         words = ["sbatch", "--parsable", "--chdir=/tmp", "--output=/dev/null", *options]
         done = self.box.run(words, user=user)
-        return done.returncode, done.stdout.strip() + done.stderr.strip()
+        return done.returncode, f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()
 
     def scontrol(self, *words: str, user: str | None = None) -> tuple[int, str]:
         done = self.box.run(["scontrol", *words], user=user)

@@ -1,0 +1,48 @@
+"""Runs whose guests we could not start: what they were charged is given back.
+
+Only root's carreld reports to the board, so no user makes such a refund. A guest that the user's own request made
+impossible is refused before it is tried, and is none of these.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from carrel.bank import runs
+from carrel.core import billing
+from carrel.daemons.banking import Bank
+from carrel.daemons.board import Board
+from carrel.model.ledger import LienView, Refund
+
+STATE = "GUEST_FAIL"
+_SLACK_S = 5.0
+"""Between the clocks of a node and of slurmctld."""
+
+Times = Sequence[tuple[float, bool]]
+
+
+class Starts:
+    """Finds charged runs in which a guest failed and no task ever entered one."""
+
+    def __init__(self, bank: Bank, board: Board) -> None:
+        """Know nothing yet; the board comes back with the nodes' reports, and the ledger knows what was refunded."""
+        self._bank, self._board = bank, board
+
+    async def refunds(self) -> list[Refund]:
+        """Return the refunds that are due."""
+        percent = self._bank.settings.refund_percent.guest_fail
+        if not percent or not (starts := self._board.starts()):
+            return []
+        name, store = self._bank.cluster_name, self._bank.ledger.store
+        found = []
+        for lien in await asyncio.to_thread(runs.liens_of_jobs, store, starts, cluster=name):
+            if lien.state == "settled" and lien.charged_micro_su and await self._failed(lien, starts[lien.job_id]):
+                amount = lien.charged_micro_su * percent // 100
+                found += [billing.refund(name, lien.run, amount, state=STATE)] if amount else []
+        return found
+
+    async def _failed(self, lien: LienView, times: Times) -> bool:
+        """Tell whether in the time of this very run a guest failed and no task entered one: job ids come back."""
+        _, inputs = await asyncio.to_thread(runs.last_command, self._bank.ledger.store, lien.id)
+        began_s, ran_s = float(inputs.get("moment_s", 0)), float(inputs.get("seconds", 0))
+        mine = [entered for at_s, entered in times if began_s - _SLACK_S <= at_s <= began_s + ran_s + _SLACK_S]
+        return bool(mine) and not any(mine)
