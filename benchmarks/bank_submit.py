@@ -20,7 +20,9 @@ def main() -> None:
     jobs = int(sys.argv[1]) if len(sys.argv) > 1 else JOBS
     with Sandbox(guests=False, bank=True, deposit_su=10**6) as paid, Sandbox(guests=False) as free:
         latencies = questions(paid)
-        print(f"a question: p50 {latencies[len(latencies) // 2]:.2f} ms, p99 {latencies[-len(latencies) // 100]:.2f} ms")
+        print(
+            f"a question: p50 {latencies[len(latencies) // 2]:.2f} ms, p99 {latencies[-len(latencies) // 100]:.2f} ms"
+        )
         rates: dict[str, list[float]] = {"with": [], "without": []}
         for first, second in ((paid, free), (free, paid)):
             for box in (first, second):
