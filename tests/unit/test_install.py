@@ -39,5 +39,5 @@ def test_what_make_install_leaves_below_destdir_runs_without_the_checkout(tmp_pa
     programs = {path.name for path in (tmp_path / "usr/libexec/carrel").iterdir()}
     assert programs == {
         *("carrel-agent", "carrel-enter", "carrel-guard", "carrel-hook", "carrel-join"),
-        *("spank_carrel.so", "prolog", "epilog"),
+        *("spank_carrel.so", "job_submit.lua", "bank.lua", "guest_node.lua", "prolog", "epilog"),
     }

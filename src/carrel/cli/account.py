@@ -274,7 +274,7 @@ def _statement(rows: Sequence[StatementRow]) -> None:
             " ".join((row.what, *row.flags)),
             *((row.allocation,) if several else ()),
             *(column[at] for column in amounts),
-            f"{row.run} {row.user}".strip() or f"{row.reason} ({row.actor})",
+            f"{row.run} {row.user}".strip() or " ".join((row.reason, *((f"({row.actor})",) if row.actor else ()))),
         )
         for at, row in enumerate(rows)
     ]

@@ -85,4 +85,4 @@ def sync(*, json: Json = False) -> None:
         return
     for account in found.opened:
         print(f"account {account} is open; next: carrel account add {account} --allocation NAME")
-    print(f"{len(found.opened)} accounts opened, {found.known} were there")
+    print(f"accounts opened: {len(found.opened)}; there before: {found.known}")

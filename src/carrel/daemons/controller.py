@@ -91,11 +91,11 @@ class Controller:
     def _server(self) -> Any:
         # Litestar and uvicorn take half a second to import: nobody but a running controller pays for them.
         import uvicorn  # noqa: PLC0415
-        from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
 
         from carrel.daemons import api, callers  # noqa: PLC0415
 
-        class PeerProtocol(H11Protocol):
+        class PeerProtocol(HttpToolsProtocol):
             """Tells the application which user is at the other end of a unix socket, as the kernel says."""
 
             def connection_made(self, opened: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own type
