@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
 from carrel.core.guestnodes import Limits, World
 from carrel.model.guest import GuestRequest
@@ -50,6 +51,7 @@ def world(
     guests: dict[str, tuple[GuestNode, ...]] | None = None,
     begun: tuple[JobKey, ...] | None = None,
     given_up: dict[JobKey, str] | None = None,
+    settled: tuple[str, ...] | None = None,
 ) -> World:
     """Return a world with names v1 to v3 at rest and hosts h1 and h2, but for what is told otherwise."""
     known = {name: node(name) for name in ("v1", "v2", "v3")} | {each.name: each for each in nodes}
@@ -64,6 +66,7 @@ def world(
         ),
         places=places,
         hosts={name: HostReport(host=name, address=f"10.0.0.{name[1:]}", guests=its) for name, its in carried.items()},
+        settled=settled if settled is not None else tuple(carried),
         begun=begun if begun is not None else {place.run for place in places},
         given_up=given_up or {},
         now_s=NOW_S,
@@ -104,7 +107,7 @@ def test_a_job_that_its_owner_wants_held_waits_for_its_owner() -> None:
 
 def test_a_held_job_looks_for_room_for_all_of_its_guests() -> None:
     (action,) = decide.plan(world(job(nodes=2)))
-    assert action == decide.FindRoom(RUN, Demand(cpus=1, memory_bytes=320 * MIB, count=2), 0, "it waits for guests")
+    assert action == deeds.FindRoom(RUN, Demand(cpus=1, memory_bytes=320 * MIB, count=2), 0, "it waits for guests")
 
 
 def test_a_job_that_depends_on_others_takes_no_room() -> None:
@@ -118,7 +121,7 @@ def test_a_job_that_begins_later_takes_no_room_but_a_requeued_one_does_not_wait(
 
 def test_a_job_that_came_past_the_submit_script_is_cancelled_and_never_runs_bare() -> None:
     (action,) = decide.plan(world(job(wish=None)))
-    assert isinstance(action, decide.Cancel)
+    assert isinstance(action, deeds.Cancel)
     assert "--guest=IMAGE" in action.reason
 
 
@@ -127,8 +130,8 @@ def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
     jobs = (job(nodes=2), job(key=other))
     places = (place("h1"), place("h2"), place("h1", run=other))
     first, second = decide.plan(world(*jobs, places=places))
-    assert isinstance(first, decide.Assign)
-    assert isinstance(second, decide.Assign)
+    assert isinstance(first, deeds.Assign)
+    assert isinstance(second, deeds.Assign)
     assert first.hosts == (("v1", "h1"), ("v2", "h2"))
     assert second.hosts == (("v3", "h1"),)
 
@@ -142,7 +145,7 @@ def test_a_name_that_is_not_at_rest_and_closed_is_not_assigned(state: str) -> No
 def test_a_name_under_which_a_host_still_carries_a_guest_is_not_assigned() -> None:
     left = guest("v1", run=JobKey(cluster="k", job_id=3, submit_s=1))
     (action,) = decide.plan(world(job(), places=(place(),), guests={"h2": (left,)}))
-    assert isinstance(action, decide.Assign)
+    assert isinstance(action, deeds.Assign)
     assert action.hosts == (("v2", "h1"),)
 
 
@@ -196,12 +199,12 @@ def test_room_of_an_attempt_that_failed_is_given_back_so_that_the_queue_may_choo
 
 def test_a_job_that_the_queue_has_given_up_stays_held_with_the_last_reason() -> None:
     (action,) = decide.plan(world(job(), given_up={RUN: "no guest after 5 attempts; the last: disk full"}))
-    assert action == decide.Tell(RUN, "no guest after 5 attempts; the last: disk full")
+    assert action == deeds.Tell(RUN, "no guest after 5 attempts; the last: disk full")
 
 
 def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
     (action,) = decide.plan(ready(guests={"h1": (guest(state="refused", reason="no image 'x'"),)}))
-    assert action == decide.Cancel(RUN, "no image 'x'")
+    assert action == deeds.Cancel(RUN, "no image 'x'")
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def test_a_name_is_closed_as_soon_as_its_job_runs() -> None:
 
 def test_slurm_is_told_of_a_guest_that_died() -> None:
     (action,) = decide.plan(running("MIXED+CLOUD+DRAIN", guest(state="failed", reason="killed")))
-    assert action == decide.Down("v1", RUN, "killed")
+    assert action == deeds.Down("v1", RUN, "killed")
 
 
 def test_a_guest_that_its_owner_shut_down_is_no_node_that_is_down() -> None:
@@ -289,11 +292,27 @@ def test_room_is_given_back_only_when_its_host_says_that_nothing_is_left() -> No
     assert kinds(world(places=(place(),))) == ["GiveBackRoom"]
 
 
+def test_room_is_kept_while_its_host_may_still_make_the_guest_that_it_was_told_of() -> None:
+    assert kinds(world(places=(place(),), settled=("h2",))) == []
+
+
+def test_no_names_are_assigned_on_a_host_that_may_still_make_a_guest_of_an_earlier_attempt() -> None:
+    assert kinds(world(job(), places=(place(),), settled=("h2",))) == []
+    assert kinds(world(job(), places=(place(),), begun=(), settled=("h2",))) == []
+
+
+def test_what_is_over_is_what_ended_and_is_carried_by_nobody() -> None:
+    other = JobKey(cluster="k", job_id=8, submit_s=100)
+    assert decide.over(world(job(), places=(place(), place("h2", run=other)))) == {(other, 0)}
+    assert decide.over(world(places=(place("h2", run=other),), guests={"h2": (guest(run=other),)})) == set()
+    assert decide.over(world(places=(place("h9", run=other),))) == set()
+
+
 def test_room_on_a_host_that_is_silent_is_kept_and_the_guest_begins_elsewhere() -> None:
     lost = place("h3")
     assert kinds(world(places=(lost,))) == []
     (action,) = decide.plan(world(job(), places=(lost,)))
-    assert isinstance(action, decide.FindRoom)
+    assert isinstance(action, deeds.FindRoom)
     assert action.attempt == 1
 
 
@@ -301,8 +320,8 @@ def test_room_of_an_attempt_that_was_given_up_is_given_back_when_its_host_speaks
     places = (place("h1"), place("h2", attempt=1))
     assert kinds(world(job(), places=places, guests={"h1": (guest("v3"),)})) == []
     waiting = world(job(), places=places)
-    assert [type(action) for action in decide.plan(waiting)] == [decide.Assign, decide.GiveBackRoom]
-    assert decide.plan(waiting)[1] == decide.GiveBackRoom(RUN, 0, "its guests are elsewhere")
+    assert [type(action) for action in decide.plan(waiting)] == [deeds.Assign, deeds.GiveBackRoom]
+    assert decide.plan(waiting)[1] == deeds.GiveBackRoom(RUN, 0, "its guests are elsewhere")
 
 
 def test_names_on_a_host_that_fell_silent_are_given_back_before_the_guest_begins_elsewhere() -> None:

@@ -25,110 +25,27 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from carrel.core.guestdeeds import (
+    Action,
+    Assign,
+    Cancel,
+    Close,
+    Down,
+    FindRoom,
+    GiveBackJob,
+    GiveBackRoom,
+    Hold,
+    Open,
+    Pin,
+    PowerDown,
+    Release,
+    Tell,
+    Unreserve,
+)
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, Place, PoolJob, PoolNode, reservation_name, run_of_reservation
-
-
-class Hold(msgspec.Struct, frozen=True):
-    run: JobKey
-    reason: str
-
-
-class FindRoom(msgspec.Struct, frozen=True):
-    """Let the run stand in the queue for room (``carrel.core.queue``): for all of its guests, or for none."""
-
-    run: JobKey
-    demand: Demand
-    attempt: int
-    reason: str
-
-
-class Assign(msgspec.Struct, frozen=True):
-    """Point these names at their hosts, and then reserve them for the run's owner."""
-
-    run: JobKey
-    user: str
-    hosts: tuple[tuple[str, str], ...]
-    """(name, host)."""
-    reason: str
-
-
-class Pin(msgspec.Struct, frozen=True):
-    run: JobKey
-    reservation: str
-    """Empty: in none."""
-    reason: str
-
-
-class Open(msgspec.Struct, frozen=True):
-    """Let jobs start on a name; it is reserved."""
-
-    node: str
-    reason: str
-
-
-class Close(msgspec.Struct, frozen=True):
-    """Let no further job start on a name."""
-
-    node: str
-    reason: str
-
-
-class Release(msgspec.Struct, frozen=True):
-    run: JobKey
-    reason: str
-
-
-class GiveBackJob(msgspec.Struct, frozen=True):
-    """Let Slurm requeue, or end, a job that has nodes and does not start: these nodes are down."""
-
-    run: JobKey
-    reason: str
-
-
-class Down(msgspec.Struct, frozen=True):
-    """Tell Slurm that a node is gone; it ends or requeues the job that runs there."""
-
-    node: str
-    run: JobKey
-    reason: str
-
-
-class Unreserve(msgspec.Struct, frozen=True):
-    reservation: str
-    reason: str
-
-
-class PowerDown(msgspec.Struct, frozen=True):
-    node: str
-    reason: str
-
-
-class GiveBackRoom(msgspec.Struct, frozen=True):
-    """Give back all room that an attempt of a run has taken."""
-
-    run: JobKey
-    attempt: int
-    reason: str
-
-
-class Cancel(msgspec.Struct, frozen=True):
-    run: JobKey
-    reason: str
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Say why the job waits."""
-
-    run: JobKey
-    reason: str
-
-
-OnJob = Hold | FindRoom | Assign | Pin | Release | GiveBackJob | Cancel | Tell
-OnName = Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
-Action = OnJob | OnName
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +61,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[Place, ...]
     hosts: Mapping[str, HostReport]
     """Those that were heard lately."""
+    settled: Collection[str]
+    """Those of them that answered under the orders in force: any other may be making a guest that it was told of, and
+    what it says it lacks may be there in a moment."""
     lost: Collection[str] = ()
     """Names that hosts carried when they were last heard, too long ago."""
     begun: Collection[JobKey]
@@ -223,6 +143,12 @@ def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, s
     )
 
 
+def over(world: World) -> frozenset[tuple[JobKey, int]]:
+    """Return the attempts with room whose runs have ended, and of which no host carries anything."""
+    alive = {job.key for job in world.look.jobs if job.alive}
+    return frozenset((room.run, room.attempt) for room in _rooms_of_the_gone(world, alive) if room.run not in alive)
+
+
 # -- a run that lives ------------------------------------------------------------------------------------------------
 
 
@@ -266,8 +192,8 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
         return [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
-    if carried:  # of an earlier attempt: a second guest beside it would take room that nobody counted
-        return []
+    if carried or not {place.host for place in places} <= set(world.settled):
+        return []  # of an earlier attempt: a second guest beside it would take room that nobody counted
     if places and (job.key not in world.begun or not _is_room(job, places)):
         attempts = dict.fromkeys(place.attempt for place in places)
         return [GiveBackRoom(job.key, attempt, "its guests begin anew") for attempt in attempts]
@@ -363,7 +289,7 @@ def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
     return actions + _rooms_of_the_gone(world, alive)
 
 
-def _rooms_of_the_gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
+def _rooms_of_the_gone(world: World, alive: Collection[JobKey]) -> list[GiveBackRoom]:
     """Give back room of runs that are over, and of attempts that were given up when a host fell silent.
 
     Not before no host of the attempt carries anything of the run.
@@ -372,13 +298,13 @@ def _rooms_of_the_gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Ac
     for place in world.places:
         attempts.setdefault((place.run, place.attempt), set()).add(place.host)
     newest = dict(sorted(attempts))
-    actions: list[Action] = []
+    actions = []
     for (run, attempt), hosts in attempts.items():
-        over = run not in alive and reservation_name(run) not in world.look.reservations
-        if not (over or attempt < newest[run]) or not hosts <= world.hosts.keys():
+        ended = run not in alive and reservation_name(run) not in world.look.reservations
+        if not (ended or attempt < newest[run]) or not hosts <= set(world.settled):
             continue
         if not any(guest.run == run for host in hosts for guest in world.hosts[host].guests):
-            actions.append(GiveBackRoom(run, attempt, "its run is over" if over else "its guests are elsewhere"))
+            actions.append(GiveBackRoom(run, attempt, "its run is over" if ended else "its guests are elsewhere"))
     return actions
 
 

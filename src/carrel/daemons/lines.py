@@ -3,27 +3,54 @@
 The table remembers what was taken; the queue's own memory comes back from it, and from Slurm, after a restart.
 """
 
+import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import msgspec
 
 from carrel.config import Launches
-from carrel.core import guestnodes as decide
+from carrel.core import guestdeeds as deeds
 from carrel.core.queue import Cancel, Hold, Launch, Outcome, Queue, Waiting
 from carrel.hosts.admission import Admission
+from carrel.hosts.table import Place as Room
 from carrel.model.guest import Clone, CloneWish
 from carrel.model.host import Answer, Demand, Here
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, Place, PoolJob, room_name, run_of_room
 
+_LOG = logging.getLogger("carrelctld")
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs have of the hosts and of the shared list of addresses, at one time."""
+
+    mark: int
+    rooms: tuple[Room, ...]
+    listed: frozenset[int]
+    """Jobs of the shared list."""
+
+    def places(self, cluster: str) -> tuple[Place, ...]:
+        """Return the rooms that runs of this cluster have."""
+        named = ((room, run_of_room(room.run, cluster)) for room in self.rooms)
+        return tuple(
+            Place(run=of[0], attempt=of[1], host=room.host, cpus=room.cpus, memory_bytes=room.memory_bytes)
+            for room, of in named
+            if of is not None
+        )
+
 
 class Lines:
     """Who waits, who was begun, and who was given up."""
 
-    def __init__(self, admission: Admission, settings: Launches, *, clone: CloneWish) -> None:
+    def __init__(
+        self, admission: Admission, settings: Launches, *, clone: CloneWish, clock: Callable[[], float] = time.time
+    ) -> None:
         """Begin with nobody; ``adopt`` finds those of before."""
         self._admission = admission
         self._queue = Queue(settings)
         self._clone = clone
+        self._clock = clock
         self._runs: dict[str, JobKey] = {}
         """Of those in the queue, by name."""
         self._attempts: dict[JobKey, int] = {}
@@ -39,20 +66,20 @@ class Lines:
     def given_up(self) -> dict[JobKey, str]:
         return dict(self._given_up)
 
-    def places(self, cluster: str) -> tuple[Place, ...]:
-        """Return what runs have taken. Blocks for a look at the table."""
-        taken = ((place, run_of_room(place.run, cluster)) for place in self._admission.table.places())
-        return tuple(
-            Place(run=of[0], attempt=of[1], host=place.host, cpus=place.cpus, memory_bytes=place.memory_bytes)
-            for place, of in taken
-            if of is not None
-        )
+    def taken(self) -> Taken:
+        """Return what is taken. Blocks for a look at the table.
 
-    def adopt(self, look: Look) -> None:
-        """Take over what an earlier controller let through. Blocks for a look at the table."""
+        Ask before you look at Slurm: a run takes nothing before Slurm knows it, so what is here then and not there is
+        over. The other way round it may be a run that another controller has just let through.
+        """
+        table = self._admission.table
+        return Taken(mark=table.mark(), rooms=tuple(table.places()), listed=frozenset(self._admission.listed_jobs()))
+
+    def adopt(self, look: Look, places: Sequence[Place]) -> None:
+        """Take over what an earlier controller let through."""
         jobs = {job.key: job for job in look.jobs if job.alive}
         taken: dict[tuple[JobKey, int], list[str]] = {}
-        for place in self.places(look.cluster):
+        for place in places:
             taken.setdefault((place.run, place.attempt), []).append(place.host)
         for (run, attempt), hosts in sorted(taken.items()):
             known = str(run) in self._queue or run in self._begun or run in self._given_up
@@ -60,7 +87,7 @@ class Lines:
                 self._queue.adopt(self._waiting(jobs[run]), Here(tuple(hosts)))
                 self._begin(run, attempt)
 
-    def add(self, job: PoolJob, action: decide.FindRoom) -> None:
+    def add(self, job: PoolJob, action: deeds.FindRoom) -> None:
         """Let a run stand in line; one that stands there already stays where it is."""
         if job.key in self._begun:  # what was taken for it is lost, or was of another size
             self._begun.discard(job.key)
@@ -83,7 +110,7 @@ class Lines:
             self._hosts = hosts
             self._queue.freed()
         found = []
-        for action in self._queue.launches(time.time(), admit):
+        for action in self._queue.launches(self._clock(), admit):
             key = action.waiting.key if isinstance(action, Launch) else action.key
             run = self._runs[key]
             if isinstance(action, Launch):
@@ -100,13 +127,13 @@ class Lines:
     def failed(self, run: JobKey, host: str, why: str) -> None:
         """Note that a run's guests could not be made; the queue knows whether and when it is tried again."""
         self._begun.discard(run)
-        action = self._queue.result(str(run), Outcome(result="failed", reason=why, host=host), time.time())
+        action = self._queue.result(str(run), Outcome(result="failed", reason=why, host=host), self._clock())
         if isinstance(action, Hold):
             self._given_up[run] = action.reason
 
     def ready(self, run: JobKey) -> None:
         """Note that a run's guests are there. A second time changes nothing."""
-        self._queue.result(str(run), Outcome(result="ready"), time.time())
+        self._queue.result(str(run), Outcome(result="ready"), self._clock())
 
     def give_back(self, run: JobKey, attempt: int) -> None:
         """Give back what an attempt took; absent before is fine. Blocks for a transaction."""
@@ -115,6 +142,23 @@ class Lines:
             self._begun.discard(run)
             self._queue.remove(str(run))
         self._queue.freed()
+
+    def sweep(self, taken: Taken, over: Collection[tuple[JobKey, int]], living_jobs: Collection[int]) -> None:
+        """Give back what is left of runs whose end nobody noticed. Blocks for transactions.
+
+        A name that is not of a run stays: somebody else put it there.
+
+        Args:
+            taken: As it was before Slurm was looked at.
+            over: Attempts of runs that Slurm does not know and that no host carries anything of.
+            living_jobs: All that Slurm knows, of whatever partition: the shared list is not for guests alone.
+        """
+        rooms = {room_name(run, attempt) for run, attempt in over}
+        live = {room.run for room in taken.rooms} - rooms
+        if swept := self._admission.table.sweep(live, before=taken.mark):
+            _LOG.warning("room of runs whose end went unnoticed was given back: %s", ", ".join(swept))
+        carried = {int(name.partition(".")[0]) for name in live if name.partition(".")[0].isdigit()}
+        self._admission.free_listed(taken.listed - set(living_jobs) - carried)
 
     def keep_only(self, alive: Collection[JobKey]) -> None:
         """Forget the runs that are over."""

@@ -6,6 +6,7 @@ Whatever is killed, here or elsewhere, the next look finds where things stand. A
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import assert_never
@@ -13,10 +14,12 @@ from typing import assert_never
 import msgspec
 
 from carrel.config import Config
+from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
-from carrel.core.guestnodes import Action, Limits, OnJob, OnName, World
+from carrel.core.guestdeeds import Action, OnJob, OnName
+from carrel.core.guestnodes import Limits, World
 from carrel.core.queue import Cancel, Launch
-from carrel.daemons.lines import Lines
+from carrel.daemons.lines import Lines, Taken
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
@@ -32,33 +35,55 @@ QUIET_PERIOD_S = 1.0
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
 
+SWEEP_PERIOD_S = 60.0
+
 _LOG = logging.getLogger("carrelctld")
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host said last, when, and under which orders."""
+
+    at_s: float
+    report: HostReport
+    digest: str
 
 
 class Reconciler:
     """Guests-as-nodes of one cluster."""
 
-    def __init__(self, settings: Config, admission: Admission, *, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        admission: Admission,
+        *,
+        tell: Callable[[Event], None],
+        pool: SlurmPool | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Ask nobody yet.
 
         Args:
             settings: The site's.
             admission: The hosts, and what is taken of them.
             tell: Takes what happened, for ``carrel job show``.
+            pool: Slurm; that of the settings, if none is given.
+            clock: Returns the time, in seconds since the epoch.
         """
         mine = settings.guest_nodes
         self._settings = mine
         self._limits = Limits(configuring_max_s=mine.configuring_max_s)
-        self._pool = SlurmPool(settings.slurm, mine.partition)
-        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone)
+        self._pool = pool or SlurmPool(settings.slurm, mine.partition)
+        self._clock = clock
+        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone, clock=clock)
         self._tell = tell
-        self._heard: dict[str, tuple[float, HostReport]] = {}
+        self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
         self._changed = asyncio.Condition()
         self._due = asyncio.Event()
-        self._began_s = time.monotonic()
+        self._began_s: float | None = None
+        self._swept_s = -math.inf
 
     # -- hosts ---------------------------------------------------------------------------------------------------
 
@@ -68,8 +93,8 @@ class Reconciler:
         Until Slurm was seen, the answer to a question waits: to tell a host nothing would empty it.
         """
         before = self._heard.get(report.host)
-        self._heard[report.host] = (time.monotonic(), report)
-        if before is None or before[1] != report:
+        heard = self._heard[report.host] = Heard(at_s=_now_s(), report=report, digest=digest)
+        if before is None or (before.report, before.digest) != (report, digest):
             self._due.set()
 
         def news() -> bool:
@@ -82,7 +107,8 @@ class Reconciler:
             except TimeoutError:
                 if report.host not in self._orders:
                     raise UnreachableError("slurm was not seen yet, so nothing is known of this host") from None
-        self._heard[report.host] = (time.monotonic(), self._heard[report.host][1])
+        if self._heard[report.host] is heard:  # else it has asked anew since
+            self._heard[report.host] = msgspec.structs.replace(heard, at_s=_now_s())
         return self._orders[report.host]
 
     def poke(self) -> None:
@@ -94,6 +120,7 @@ class Reconciler:
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
         failures = 0
+        self._began_s = _now_s()
         while True:
             self._due.clear()
             try:
@@ -117,45 +144,57 @@ class Reconciler:
 
     async def _once(self) -> tuple[bool, bool]:
         """Return whether anything was done, and whether there is nothing to watch."""
+        taken = await asyncio.to_thread(self._lines.taken)
         look = await self._pool.look()
-        hosts = self._hosts()
-        await asyncio.to_thread(self._lines.adopt, look)
+        heard = self._lately()
+        hosts = {name: each.report for name, each in heard.items()}
+        self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
-        world = await self._world(look, hosts)
+        world = self._world(look, taken, heard)
         await self._publish(world)
+        world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
         if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
-            actions = tuple(action for action in actions if isinstance(action, decide.Hold | decide.Close))
+            actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
         jobs = {job.key: job for job in look.jobs}
         done = [await self._act(action, jobs) for action in actions]
         if self._all_heard():
             done.append(await self._launch(hosts, jobs))
+            await self._sweep(world, taken)
         self._forget(look)
         return any(done), not any(job.alive for job in look.jobs) and not world.places
 
-    def _hosts(self) -> dict[str, HostReport]:
+    def _lately(self) -> dict[str, Heard]:
         """Return the hosts that were heard lately."""
-        now_s, silent_s = time.monotonic(), self._settings.host_silent_s
-        return {name: report for name, (at_s, report) in self._heard.items() if now_s - at_s < silent_s}
+        since_s = _now_s() - self._settings.host_silent_s
+        return {name: heard for name, heard in self._heard.items() if heard.at_s > since_s}
 
-    async def _world(self, look: Look, hosts: Mapping[str, HostReport]) -> World:
+    def _settled(self, heard: Mapping[str, Heard]) -> frozenset[str]:
+        """Return the hosts that answered under the orders in force."""
+        in_force = {name: orders.digest for name, orders in self._orders.items()}
+        return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
+
+    def _world(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
         return World(
             look=look,
-            places=await asyncio.to_thread(self._lines.places, look.cluster),
-            hosts=hosts,
+            places=taken.places(look.cluster),
+            hosts={name: each.report for name, each in heard.items()},
+            settled=(),
             lost={
-                guest.node for name, (_, report) in self._heard.items() if name not in hosts for guest in report.guests
+                guest.node for name, each in self._heard.items() if name not in heard for guest in each.report.guests
             },
             begun=self._lines.begun(),
             given_up=self._lines.given_up(),
-            now_s=time.time(),
+            now_s=self._clock(),
             limits=self._limits,
         )
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
         names = hostlist.expand(self._settings.hosts)
-        return set(names) <= self._heard.keys() or time.monotonic() - self._began_s > self._settings.host_silent_s
+        return set(names) <= self._heard.keys() or (
+            self._began_s is not None and _now_s() - self._began_s > self._settings.host_silent_s
+        )
 
     async def _publish(self, world: World) -> None:
         """Answer the hosts whose orders have changed."""
@@ -181,11 +220,19 @@ class Reconciler:
         self._told = {run: value for run, value in self._told.items() if run in alive}
         self._counted = {mark for mark in self._counted if mark[0] in alive}
 
+    async def _sweep(self, world: World, taken: Taken) -> None:
+        """Give back, now and then, what was taken by runs whose end nobody noticed."""
+        if _now_s() - self._swept_s < SWEEP_PERIOD_S:
+            return
+        living = await self._pool.living() if taken.listed else frozenset()
+        await asyncio.to_thread(self._lines.sweep, taken, decide.over(world), living)
+        self._swept_s = _now_s()
+
     # -- deeds ---------------------------------------------------------------------------------------------------
 
     async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
         """Do one thing; return whether a look at once would show something new."""
-        if isinstance(action, decide.OnJob):
+        if isinstance(action, deeds.OnJob):
             return await self._act_on_job(action, jobs[action.run])
         await self._act_on_name(action, jobs)
         return True
@@ -193,24 +240,24 @@ class Reconciler:
     async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
         job_id = job.key.job_id
         match action:
-            case decide.Hold():
+            case deeds.Hold():
                 self._complain(action, await self._pool.hold(job_id))
-            case decide.FindRoom():
+            case deeds.FindRoom():
                 self._lines.add(job, action)
                 return False
-            case decide.Assign():
+            case deeds.Assign():
                 await self._assign(action)
-            case decide.Pin():
+            case deeds.Pin():
                 self._complain(action, await self._pool.pin(job_id, action.reservation))
-            case decide.Release():
+            case deeds.Release():
                 await self._release(action, job)
-            case decide.GiveBackJob():
+            case deeds.GiveBackJob():
                 self._note(job, "job-requeued", action.reason)
                 for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
                     self._complain(action, await self._pool.node(name, "down", action.reason))
-            case decide.Cancel():
+            case deeds.Cancel():
                 await self._cancel(job, action.reason)
-            case decide.Tell():
+            case deeds.Tell():
                 await self._say(job, action.reason)
                 return False
             case _:
@@ -220,18 +267,18 @@ class Reconciler:
     async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
         pool = self._pool
         match action:
-            case decide.Open():
+            case deeds.Open():
                 said = await pool.node(action.node, "resume", action.reason)
-            case decide.Close():
+            case deeds.Close():
                 said = await pool.node(action.node, "drain", action.reason)
-            case decide.Down():
+            case deeds.Down():
                 self._note(jobs[action.run], "node-down", f"node {action.node}: {action.reason}")
                 said = await pool.node(action.node, "down", action.reason)
-            case decide.PowerDown():
+            case deeds.PowerDown():
                 said = await pool.node(action.node, "power_down_force", action.reason)
-            case decide.Unreserve():
+            case deeds.Unreserve():
                 said = await pool.unreserve(action.reservation)
-            case decide.GiveBackRoom():
+            case deeds.GiveBackRoom():
                 said = ""
                 await asyncio.to_thread(self._lines.give_back, action.run, action.attempt)
             case _:
@@ -258,14 +305,14 @@ class Reconciler:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
         self._complain(why, await self._pool.cancel(job.key.job_id))
 
-    async def _assign(self, action: decide.Assign) -> None:
+    async def _assign(self, action: deeds.Assign) -> None:
         for name, host in action.hosts:
-            report = self._heard[host][1]
+            report = self._heard[host].report
             self._complain(action, await self._pool.assign(name, address=report.address, host_name=host))
         names = [name for name, _ in action.hosts]
         self._complain(action, await self._pool.reserve(reservation_name(action.run), action.user, names))
 
-    async def _release(self, action: decide.Release, job: PoolJob) -> None:
+    async def _release(self, action: deeds.Release, job: PoolJob) -> None:
         if action.run.restart:
             self._complain(action, await self._pool.start_now(action.run.job_id))
         self._complain(action, await self._pool.release(action.run.job_id))
@@ -284,9 +331,14 @@ class Reconciler:
     def _note(self, job: PoolJob, what: str, text: str) -> None:
         _LOG.info("%s: %s job=%d", what, text, job.key.job_id)
         self._tell(
-            Event(time_s=time.time(), node="carrelctld", what=what, text=text, job_id=job.key.job_id, uid=job.job.uid)
+            Event(time_s=self._clock(), node="carrelctld", what=what, text=text, job_id=job.key.job_id, uid=job.job.uid)
         )
 
     def _complain(self, about: object, said: str) -> None:
         if said:
             _LOG.info("%s: %s", about, said)
+
+
+def _now_s() -> float:
+    """Return the time by the loop's clock: no one can set it, and a test's may run faster."""
+    return asyncio.get_running_loop().time()

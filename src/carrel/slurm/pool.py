@@ -59,6 +59,15 @@ class SlurmPool:
                 reservations[name] = found
         return Look(cluster=cluster, jobs=jobs, nodes=nodes, reservations=reservations)
 
+    async def living(self) -> frozenset[int]:
+        """Return the jobs that Slurm has not finished with, in whatever partition.
+
+        Raises:
+            UnreachableError: Slurm did not answer.
+        """
+        jobs = await self._client.jobs()
+        return frozenset(number for job in jobs for number in (job.key.job_id, job.array_job_id) if number)
+
     async def _jobs(self) -> tuple[PoolJob, ...]:
         fields = client.field_format((*client.SAFE_FIELDS, *_FIELDS))
         text = await self._client.ask("squeue", "-h", "-a", "-t", "all", "-p", self._partition, "-O", fields)
