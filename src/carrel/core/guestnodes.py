@@ -22,6 +22,7 @@ nobody but a host that says it carries nothing of the run any more.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -54,7 +55,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     configuring_max_s: float = 30.0
 
 
-class World(msgspec.Struct, frozen=True, kw_only=True):
+class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
     """Everything that the decision rests on."""
 
     look: Look
@@ -75,8 +76,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
         """Return the room of the run's newest attempt; none where a host of it does not answer."""
-        newest = max((place.attempt for place in self.places if place.run == run), default=0)
-        found = tuple(place for place in self.places if (place.run, place.attempt) == (run, newest))
+        mine = self._places_by_run.get(run, [])
+        newest = max((place.attempt for place in mine), default=0)
+        found = tuple(place for place in mine if place.attempt == newest)
         return found if all(place.host in self.hosts for place in found) else ()
 
     def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
@@ -87,7 +89,22 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     def carried(self, run: JobKey) -> dict[str, GuestNode]:
         """Return, by name, what hosts carry of the run."""
-        return {guest.node: guest for host in self.hosts.values() for guest in host.guests if guest.run == run}
+        return self._guests_by_run.get(run, {})
+
+    @cached_property
+    def _places_by_run(self) -> dict[JobKey, list[Place]]:
+        found: dict[JobKey, list[Place]] = {}
+        for place in self.places:
+            found.setdefault(place.run, []).append(place)
+        return found
+
+    @cached_property
+    def _guests_by_run(self) -> dict[JobKey, dict[str, GuestNode]]:
+        found: dict[JobKey, dict[str, GuestNode]] = {}
+        for report in self.hosts.values():
+            for guest in report.guests:
+                found.setdefault(guest.run, {})[guest.node] = guest
+        return found
 
 
 def plan(world: World) -> tuple[Action, ...]:
@@ -110,7 +127,7 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
         if not job.alive or job.wish is None:
             continue
         nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
-        size = next(iter(world.run_places(job.key)), None)
+        size = next(iter(world.run_places(job.key)), None) if nodes else None
         if size is None:
             continue
         found += [

@@ -78,6 +78,9 @@ class Reconciler:
         self._tell = tell
         self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
+        self._given_back: dict[int, set[JobKey]] = {}
+        """Runs of a job that had their nodes and did not start; forgotten by a restart, on purpose."""
+        self._attempts = settings.placement.launches.attempts
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
         self._changed = asyncio.Condition()
@@ -184,10 +187,19 @@ class Reconciler:
                 guest.node for name, each in self._heard.items() if name not in heard for guest in each.report.guests
             },
             begun=self._lines.begun(),
-            given_up=self._lines.given_up(),
+            given_up=self._lines.given_up() | self._never_started(look),
             now_s=self._clock(),
             limits=self._limits,
         )
+
+    def _never_started(self, look: Look) -> dict[JobKey, str]:
+        """Return the runs whose job had its nodes so often, and did not start on them, that it is not tried again."""
+        said = f"it had its nodes {self._attempts} times and did not start on them; see the log of slurmctld"
+        return {
+            job.key: said
+            for job in look.jobs
+            if len(self._given_back.get(job.key.job_id, set()) - {job.key}) >= self._attempts
+        }
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
@@ -218,6 +230,9 @@ class Reconciler:
         alive = {job.key for job in look.jobs if job.alive}
         self._lines.keep_only(alive)
         self._told = {run: value for run, value in self._told.items() if run in alive}
+        started = {job.key.job_id for job in look.jobs if job.job.slurm_state == "RUNNING"}
+        waiting = {run.job_id for run in alive} - started
+        self._given_back = {job_id: runs for job_id, runs in self._given_back.items() if job_id in waiting}
         self._counted = {mark for mark in self._counted if mark[0] in alive}
 
     async def _sweep(self, world: World, taken: Taken) -> None:
@@ -253,6 +268,7 @@ class Reconciler:
                 await self._release(action, job)
             case deeds.GiveBackJob():
                 self._note(job, "job-requeued", action.reason)
+                self._given_back.setdefault(job_id, set()).add(job.key)
                 for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
                     self._complain(action, await self._pool.node(name, "down", action.reason))
             case deeds.Cancel():
