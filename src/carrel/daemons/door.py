@@ -193,8 +193,8 @@ class Door:
         if asked.per == "node":
             where = self._node.config.guest_nodes.partition
             raise RefusedError(
-                f"--guest-per=node: {self._node.name} is no guest; such jobs run in partition {where}, where a site has "
-                "one and its job_submit.lua sends them there"
+                f"--guest-per=node: {self._node.name} is no guest; such jobs run in partition {where}, where a "
+                "site has one and its job_submit.lua sends them there"
             )
         driver_name = asked.driver or settings.driver
         self._require_driver(driver_name)
