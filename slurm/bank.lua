@@ -147,4 +147,4 @@ function M.modify(job_desc, job_rec, modify_uid)
   return VIOLATES_POLICY
 end
 
-return slurm.SUCCESS
+return M

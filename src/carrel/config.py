@@ -236,9 +236,26 @@ class MybrcServer(Section, frozen=True):
     """Month and day from which on ``GET /jobs/`` lists where no time is asked for."""
 
 
+class MybrcClient(Section, frozen=True):
+    """The bank that decides with ``bank.provider = "mybrc"``; see ``docs/reference/mybrc.md``."""
+
+    config: str = "/etc/carrel/bank-config.toml"
+    """The file of slurm-banking-plugins: ``[Enable]``, ``[PartitionPrice]``, ``[QosMultiplier]`` and ``[API]``."""
+    token_file: str = ""
+    """The token, in a file that only its owner may read; empty: ``API.token`` of ``config``, which must be such a
+    file then."""
+    count_waiting: bool = True
+    """Ask for a job's cost and for that of its account's jobs that wait: such a bank counts a job from its start. False
+    where it sets aside what it said yes to, as ours does."""
+    report_period_s: float = 1.0
+    """How often it is told what began and ended."""
+
+
 class Bank(Section, frozen=True):
     enabled: bool = False
     """Price each job before it runs. ``job_submit.lua`` reads this, too: with false it asks nobody."""
+    provider: Literal["carrel", "mybrc"] = "carrel"
+    """Who decides what accounts have: our ledger; or a bank that speaks myBRC, and the ledger keeps what it is told."""
     database: str = "/var/lib/carrel/bank/ledger.db"
     """The ledger: path of an SQLite file, or a connection string of PostgreSQL (``host=… dbname=…``)."""
     dir: str = "/var/lib/carrel/bank"
@@ -266,6 +283,7 @@ class Bank(Section, frozen=True):
     refund_percent: RefundPercent = RefundPercent()
     alerts: AlertSettings = AlertSettings()
     mybrc: MybrcServer = MybrcServer()
+    remote: MybrcClient = MybrcClient()
     prices: Prices = Prices()
 
 

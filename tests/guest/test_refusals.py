@@ -99,7 +99,7 @@ def commands(sandbox_factory: MakeSandbox, scratch: Path, user: User) -> Iterato
     [
         ("--guest=", "--guest=: must be the name or the hash of an image; see: carrel image list"),
         ("--guest=a b", "--guest=a b: must be the name or the hash of an image; see: carrel image list"),
-        ("--guest-per=node", "--guest-per=node: must be job or task"),
+        ("--guest-per=host", "--guest-per=host: must be job, task or node"),
         ("--guest-clone=thin", "--guest-clone=thin: must be instant, linked, full or auto"),
         ("--guest-mount=data", "--guest-mount=data: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest-mount=/data:there", "--guest-mount=/data:there: must be SRC[:DST][:ro] with absolute paths"),
@@ -122,7 +122,7 @@ def test_a_malformed_option_is_refused_where_it_was_typed(commands: Commands, op
     ("variable", "sentence"),
     [
         ("CARREL_GUEST=a b", "CARREL_GUEST=a b: must be the name or the hash of an image; see: carrel image list"),
-        ("CARREL_GUEST_PER=node", "CARREL_GUEST_PER=node: must be job or task"),
+        ("CARREL_GUEST_PER=host", "CARREL_GUEST_PER=host: must be job, task or node"),
         ("CARREL_GUEST_CLONE=x", "CARREL_GUEST_CLONE=x: must be instant, linked, full or auto"),
         ("CARREL_GUEST_ROOT=1", "CARREL_GUEST_ROOT=1: must be yes or no"),
         ("CARREL_GUEST_BOOT_TIMEOUT=x", "CARREL_GUEST_BOOT_TIMEOUT=x: must be 1 to 86400 seconds"),
@@ -138,10 +138,10 @@ def test_an_option_without_an_image_is_refused(commands: Commands) -> None:
 
 
 def test_a_malformed_line_of_a_script_is_refused_at_submission(commands: Commands) -> None:
-    script = f"#!/bin/sh\n#SBATCH --guest={IMAGE}\n#SBATCH --guest-per=node\ntrue\n"
+    script = f"#!/bin/sh\n#SBATCH --guest={IMAGE}\n#SBATCH --guest-per=host\ntrue\n"
     done = commands.box.run(["sbatch"], stdin=script)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == "sbatch: error: --guest-per=node: must be job or task"
+    assert done.stderr.splitlines()[0] == "sbatch: error: --guest-per=host: must be job, task or node"
 
 
 def test_an_unknown_image_is_answered_with_the_known_ones(commands: Commands) -> None:
@@ -153,6 +153,13 @@ def test_an_unknown_image_is_answered_with_the_known_ones(commands: Commands) ->
 def test_an_image_without_a_shell_is_refused(commands: Commands) -> None:
     assert commands.refused("--guest=shell-less") == (
         "carrel: image shell-less has no /bin/sh, so no command can run in it; see: carrel image show"
+    )
+
+
+def test_a_guest_that_is_a_node_is_refused_where_a_site_has_none(commands: Commands) -> None:
+    assert re.fullmatch(
+        r"carrel: --guest-per=node: c\d is no guest; such jobs run in partition guests, where .*",
+        commands.refused(f"--guest={IMAGE}", "--guest-per=node"),
     )
 
 

@@ -250,7 +250,7 @@ def test_the_sites_image_is_named_in_plugstack(cluster: Cluster) -> None:
     ("options", "sentence"),
     [
         ("--guest=", "--guest=: must be the name or the hash of an image"),
-        ("--guest=a --guest-per=foo", "--guest-per=foo: must be job or task"),
+        ("--guest=a --guest-per=foo", "--guest-per=foo: must be job, task or node"),
         ("--guest=a --guest-clone=thin", "--guest-clone=thin: must be instant, linked, full or auto"),
         ("--guest=a --guest-mount=data", "--guest-mount=data: must be SRC[:DST][:ro] with absolute paths"),
         ("--guest=a --guest-mount=/data:rel", "--guest-mount=/data:rel: must be SRC[:DST][:ro] with absolute paths"),
@@ -272,8 +272,8 @@ def test_a_wrong_value_is_refused_before_the_job_is_queued(
 
 
 def test_a_wrong_variable_is_refused_by_its_own_name(cluster: Cluster) -> None:
-    done = cluster.run("srun", "true", env={"CARREL_GUEST": "a", "CARREL_GUEST_PER": "node"})
-    assert "CARREL_GUEST_PER=node: must be job or task" in done.stderr
+    done = cluster.run("srun", "true", env={"CARREL_GUEST": "a", "CARREL_GUEST_PER": "host"})
+    assert "CARREL_GUEST_PER=host: must be job, task or node" in done.stderr
     assert done.returncode != 0
 
 

@@ -1,7 +1,7 @@
 """The money of runs, as the loop over Slurm's queue asks for it: what is open, what a job has, what priced it."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,52 @@ def liens_of_jobs(store: Store, job_ids: Iterable[int], *, cluster: str) -> list
         for at in range(0, len(wanted), _IDS_AT_ONCE):
             found += [lien_view(row) for row in session.rows(sql, wanted[at : at + _IDS_AT_ONCE], cluster)]
     return found
+
+
+def waiting_micro_su(store: Store, *, cluster: str, project: str) -> int:
+    """Return what is set aside for an account's jobs that have not begun."""
+    sql = (
+        "SELECT coalesce(sum(open), 0) FROM lien WHERE cluster = %s AND project = %s AND state IN ('unbound', 'bound') "
+        "AND state IN ('unbound', 'bound', 'active', 'unknown_end')"  # as in the index
+    )
+    with store.reading() as session:
+        ((amount,),) = session.rows(sql, cluster, project)
+        return int(amount)
+
+
+class Changed(NamedTuple):
+    """A run whose money moved, with all that is known of what priced it."""
+
+    lien: LienView
+    inputs: dict[str, Any]
+
+
+def last_seq(store: Store) -> int:
+    """Return the number of the last transaction."""
+    with store.reading() as session:
+        ((seq,),) = session.rows("SELECT coalesce(max(seq), 0) FROM txn")
+        return int(seq)
+
+
+def changed(store: Store, *, cluster: str, after: int) -> tuple[int, list[Changed]]:
+    """Return the runs that began or were charged since a transaction, as they are now, and how far that looked."""
+    moved = (
+        "SELECT seq, CASE WHEN kind IN ('start', 'settle', 'refund') THEN lien ELSE 0 END FROM txn "
+        "WHERE seq > %s ORDER BY seq LIMIT %s"
+    )
+    liens = f"SELECT {columns(LIEN)} FROM lien WHERE id IN ({{ints}}) AND cluster = %s ORDER BY id"  # noqa: S608
+    priced = "SELECT request FROM txn WHERE lien = %s AND kind IN ('start', 'settle') ORDER BY seq"
+    found: list[Changed] = []
+    with store.reading() as session:
+        rows = [(int(seq), lien) for seq, lien in session.rows(moved, after, _PAGE)]
+        wanted = sorted({int(lien) for _, lien in rows if lien})
+        for lien in [lien_view(row) for row in session.rows(liens, wanted, cluster)] if wanted else ():
+            inputs: dict[str, Any] = {}
+            for (request,) in session.rows(priced, lien.id):
+                # A person's correction has no inputs: what was known before still holds.
+                inputs |= getattr(_Request.decode(request), "inputs", {})
+            found.append(Changed(lien, inputs))
+    return (rows[-1][0] if rows else after), found
 
 
 def last_command(store: Store, lien: int) -> tuple[str, dict[str, Any]]:

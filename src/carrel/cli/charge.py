@@ -1,7 +1,7 @@
 """``carrel charge``: what runs have set aside and did cost, and how a charge is given back or put right."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from cyclopts import App, Parameter
@@ -202,7 +202,13 @@ def _describe(detail: ChargeDetail) -> None:
 
 
 def _inputs(inputs: dict[str, object]) -> str:
+    """Return what a price was made of, without what nobody said; ``--json`` has all of it."""
     return " ".join(
         f"{name}={value if isinstance(value, str | int) else msgspec.json.encode(value).decode()}"
-        for name, value in inputs.items()
+        for name, value in _said(inputs).items()
     )
+
+
+def _said(inputs: dict[str, Any]) -> dict[str, Any]:
+    said = {name: _said(value) if isinstance(value, dict) else value for name, value in inputs.items()}
+    return {name: value for name, value in said.items() if value not in (None, "", 0, [], {})}

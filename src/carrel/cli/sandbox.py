@@ -59,6 +59,7 @@ def run(
         netns=netns,
         slurmdbd=slurmdbd,
         bank=bank,
+        users=_users(),
         proctrack=proctrack,
         guests=_guests(asked=guests),
         say=_say,
@@ -96,6 +97,7 @@ def up(
         netns=netns,
         slurmdbd=slurmdbd,
         bank=bank,
+        users=_users(),
         proctrack=proctrack,
         guests=_guests(asked=guests),
         detached=True,
@@ -186,6 +188,11 @@ def _guests(*, asked: bool | None) -> bool:
         _say("guests are off: carreld needs root")
         return False
     return True
+
+
+def _users() -> tuple[str, ...]:
+    """Return whom the accounting shall know besides root: whoever came through sudo."""
+    return tuple(name for name in (os.environ.get("SUDO_USER"),) if name)
 
 
 def _directory(named: Path | None) -> Path:

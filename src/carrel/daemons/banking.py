@@ -21,8 +21,10 @@ from carrel.bank.sqlite import SqliteStore
 from carrel.config import Config
 from carrel.core import quote as quoting
 from carrel.daemons import prices
+from carrel.daemons.remote import Remote, opening
 from carrel.errors import CarrelError, UnreachableError
 from carrel.model.cluster import ClusterFacts
+from carrel.model.ledger import Answer, Place, Refusal
 from carrel.model.price import NoBound, NoPrice, PriceBook, Quote
 from carrel.model.request import Request
 from carrel.ports import Store
@@ -67,6 +69,8 @@ class Bank:
         self.slurm_settings: dict[str, str] = {}
         """``scontrol show config``, as last read; empty: Slurm has not answered yet."""
         self.ledger = Ledger(open_store(settings.bank))
+        self.remote = Remote(settings.bank, self.ledger.store) if settings.bank.provider == "mybrc" else None
+        self._opened: set[str] = set()
         self._config = settings
         self._cluster: ClusterFacts | None = None
         self._known = asyncio.Event()
@@ -148,12 +152,42 @@ class Bank:
             known = await self._read_associations()
         return known
 
+    async def place(self, command: Place, *, runs: bool = False) -> Answer:
+        """Place a lien; a bank elsewhere is asked first, unless the job runs already.
+
+        Raises:
+            UnreachableError: the ledger or that bank did not answer.
+            RefusedError: that bank does not take our token.
+        """
+        if self.remote is None:
+            return await self.ledger.do(command)
+        async with self.remote.turns[command.project]:
+            needed = command.amount_micro_su * command.units
+            if not runs and (denial := await self.denial(needed, user=command.user, account=command.project)):
+                return Refusal(why="funds", sentence=denial, needed_micro_su=needed)
+            await self.know(command.project)
+            return await self.ledger.do(command)
+
+    async def denial(self, amount_micro_su: int, *, user: str, account: str) -> str:
+        """Return why a bank elsewhere does not cover this much more; empty: it does, or there is none."""
+        if self.remote is None:
+            return ""
+        return await self.remote.denial(amount_micro_su, user=user, account=account, cluster=self.cluster_name)
+
+    async def know(self, account: str) -> None:
+        """Have an account in the ledger that only a bank elsewhere knows of."""
+        if self.remote is not None and account not in self._opened:
+            await self.ledger.do_all(opening(account))
+            self._opened.add(account)
+
     def stamp(self) -> str:
         """Return a word that was never used, for the key of what may be asked for again later."""
         return f"{time.time_ns()}.{os.getpid()}.{next(self._stamps)}"
 
     async def close(self) -> None:
-        """Let go of the ledger."""
+        """Let go of the ledger, and of the queue for a bank elsewhere."""
+        if self.remote is not None:
+            await asyncio.to_thread(self.remote.close)
         await asyncio.to_thread(self.ledger.close)
 
     @property

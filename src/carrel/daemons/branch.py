@@ -51,6 +51,8 @@ class Branch:
         self._keep("facts", self._facts)
         self._keep("rounds", self._round)
         self._keep("alerts", self._alerts.look)
+        if self.bank.remote is not None:
+            self._keep("reports", self._report)
 
     async def close(self) -> None:
         """End all that ``start`` began, and let go of the ledger."""
@@ -104,6 +106,17 @@ class Branch:
             if found.created or found.corrected or found.parked:
                 _LOG.info("reconciled: %s", found)
         return self.bank.settings.look_period_s
+
+    async def _report(self) -> float:
+        """Tell a bank elsewhere what began and ended, and keep for a person what it will not hear."""
+        await self.bank.known()
+        if self.bank.remote is not None:
+            flushed = await asyncio.to_thread(self.bank.remote.tell, self.bank.cluster_name)
+            if flushed.problem:
+                _LOG.warning("%d reports wait: %s", flushed.left, flushed.problem)
+            if flushed.parked:
+                self.rounds.teller.park(f"{flushed.parked} reports", "the bank does not take them; see mybrc.db")
+        return self.bank.settings.remote.report_period_s
 
     def _keep(self, name: str, deed: Callable[[], Awaitable[float]]) -> None:
         """Do it again and again, each time after as many seconds as it returns; a failure is logged, not the end."""

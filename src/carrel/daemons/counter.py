@@ -99,7 +99,7 @@ class Counter:
         if not _TOKEN.fullmatch(token):
             raise UsageError(f"token {token[:40]!r}: not 32 hexadecimal digits")
         command = await self.place(fields, token)
-        found = await self._bank.ledger.do(command)
+        found = await self._bank.place(command)
         return Reply("refuse", found.sentence) if isinstance(found, Refusal) else Reply("ok", command.token)
 
     async def place(self, fields: Mapping[str, str], token: str) -> Place:
@@ -160,7 +160,7 @@ class Counter:
         account = fields.get("account") or lien.project
         found = await self._priced(request, user=user, account=account)
         if account != lien.project:
-            return await self._movable(account, found.components[0].task_micro_su * lien.units)
+            return await self._movable(account, found.components[0].task_micro_su * lien.units, user=user)
         return await self._raised(lien, request, found)
 
     async def _lien(self, fields: Mapping[str, str]) -> LienView | None:
@@ -174,8 +174,11 @@ class Counter:
             found = next((lien for lien in reversed(later) if lien.state in OPEN), found)
         return found
 
-    async def _movable(self, account: str, amount_micro_su: int) -> Reply:
+    async def _movable(self, account: str, amount_micro_su: int, *, user: str) -> Reply:
         """Say whether another account covers the job; its lien moves when the queue shows it there."""
+        if self._bank.remote is not None:
+            denial = await self._bank.denial(amount_micro_su, user=user, account=account)
+            return Reply("refuse", denial) if denial else Reply("ok")
         balances = await asyncio.to_thread(queries.balances, self._bank.ledger.store, project=account)
         left = sum(max(0, each.available_micro_su + each.credit_micro_su) for each in balances)
         if left >= amount_micro_su:
@@ -190,6 +193,9 @@ class Counter:
         component = found.components[0]
         if component.task_micro_su * lien.units <= lien.lien_micro_su:
             return Reply("ok")
+        more = component.task_micro_su * lien.units - lien.lien_micro_su
+        if denial := await self._bank.denial(more, user=lien.user, account=lien.project):
+            return Reply("refuse", denial)
         answer = await self._bank.ledger.do(
             Reprice(
                 key=f"m/{self._bank.cluster_name}/{lien.run or lien.token}/{self._bank.stamp()}",

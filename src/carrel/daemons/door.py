@@ -190,6 +190,12 @@ class Door:
         )
         if not asked.image:
             raise RefusedError(f"job {job_id} names no image; see: --guest, carrel image list")
+        if asked.per == "node":
+            where = self._node.config.guest_nodes.partition
+            raise RefusedError(
+                f"--guest-per=node: {self._node.name} is no guest; such jobs run in partition {where}, where a "
+                "site has one and its job_submit.lua sends them there"
+            )
         driver_name = asked.driver or settings.driver
         self._require_driver(driver_name)
         spec = await self._spec(job, task, asked, driver_name)

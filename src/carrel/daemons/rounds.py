@@ -19,7 +19,7 @@ from carrel.core.folio import Folio, Name
 from carrel.daemons.banking import Bank
 from carrel.daemons.settling import Settling
 from carrel.daemons.teller import Teller
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, RefusedError, UnreachableError
 from carrel.model.ledger import AnyCommand, LienView, Receipt
 from carrel.model.price import NoBound, NoPrice
 from carrel.model.request import Request
@@ -77,7 +77,12 @@ class Rounds:
         for run in living:
             if folio.of(run) is not None or not self._to_be_placed(run):
                 continue
-            lien, why = await self._placed(run)
+            try:
+                lien, why = await self._placed(run)
+            except UnreachableError as error:
+                # The rest of the round needs no bank elsewhere; if it is the ledger that is away, it ends there.
+                _LOG.warning("jobs without a lien wait for the bank: %s", error)
+                return
             if lien is not None:
                 folio.give(run, lien)
                 self.uncovered.pop(run.key.job_id, None)
@@ -101,7 +106,11 @@ class Rounds:
         if not isinstance(due, Due):
             return None, due.reason if due else "it has no time limit"
         units, token = max(1, run.waiting_tasks), f"again/{self._bank.stamp()}"
-        answer = await self._bank.ledger.do(billing.place(run, due, token=token, project=project, units=units))
+        command = billing.place(run, due, token=token, project=project, units=units)
+        try:
+            answer = await self._bank.place(command, runs=run.state not in {"pending", "held"})
+        except RefusedError as error:
+            return None, str(error)
         if not isinstance(answer, Receipt):
             return None, answer.sentence
         return _fresh(run, answer, token=token, project=project, units=units), ""

@@ -87,6 +87,8 @@ class Settling:
                 self._done.add(name)
             elif due := self._due(used):
                 charged = lien is not None and lien.state in CHARGED
+                if lien is None:
+                    await self._bank.know(used.account or self._bank.settings.default_account)
                 plans.append(
                     (
                         name,
