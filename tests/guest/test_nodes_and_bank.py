@@ -43,5 +43,5 @@ def test_a_job_that_its_account_does_not_cover_is_refused_before_a_guest_is_thou
 ) -> None:
     status, said = bank.try_sbatch(*OPTIONS, "-c4", "-t60000", "--wrap=true", user=user.name)
     assert status != 0
-    assert "this job may need 12" in said
+    assert "SU left, this job may need " in said
     assert bank.box.run(["squeue", "-h", "-a", "-p", "guests", "-t", "PENDING", "-o", "%i"]).stdout == ""

@@ -21,6 +21,7 @@ from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
 from carrel.daemons.journal import Journal
+from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.node import Node
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
@@ -76,6 +77,7 @@ class Carried(Node):
         self.journal = Journal(order.node, host.reporter.tell)
         self.images = host.images
         self.drivers = host.drivers
+        self.metrics = Unsampled()
         self._spec: GuestSpec | None = None
         self._settled = asyncio.Event()
         """It is known what the guest shall be, or that there will be none."""
@@ -307,6 +309,27 @@ class Carried(Node):
         self._log.say(f"{what}: {text}")
         self.journal.add(what, text, job_id=self.order.run.job_id, guest=self.guest_name, uid=self.order.uid)
         self.reporter.poke()
+
+
+class Unsampled(JobMetrics):
+    """Jobs on guest-nodes are not sampled: their steps stand below no node of Slurm's that carreld is on."""
+
+    def __init__(self) -> None:  # its base would look for what an earlier carreld sampled
+        """Know no job."""
+
+    def begin(self, job_id: int, *, anew: bool = False) -> None:
+        """Do nothing."""
+
+    def end(self, job_id: int) -> None:
+        """Do nothing."""
+
+    def guest_ready(self, guest: Guest) -> None:
+        """Do nothing."""
+
+    async def sample_every(self, job_id: int, seconds: float, *, uid: int) -> bool:
+        """Say that the job is not sampled here."""
+        del job_id, seconds, uid
+        return False
 
 
 class GuestDoor(Door):
