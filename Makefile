@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check bench chaos mutants lock install clean format
+.PHONY: help setup venv native image demo may-demo test check bench chaos chaos-bank mutants lock install clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -29,6 +29,9 @@ bench: setup    ## the benchmarks, printing their own figures
 
 chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, then looks what is left; SECONDS=300 SEED=
 	@$(PY) scripts/chaos $(or $(SECONDS),300) $(SEED)
+
+chaos-bank: setup ## the same for the bank: races for the last money, then kills; SECONDS=300 RACES=10 SEED=
+	@$(PY) scripts/chaos-bank $(or $(SECONDS),300) $(or $(RACES),10) $(SEED)
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
 	@$(PY) scripts/mutants
