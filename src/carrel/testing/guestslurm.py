@@ -201,8 +201,10 @@ class Slurm(SlurmPool):
             return
         job = each.job.job
         for name in names:
-            at = [guest for host in self._site.hosts.values() for on, guest in host.guests.items() if on == name]
-            if [guest.run for guest in at] != [job.key] or at[0].state != "ready":
+            hosts = self._site.hosts.values()
+            at = [guest for host in hosts for on, guest in host.guests.items() if on == name]
+            ready = [guest.run for guest in at if guest.state == "ready"] == [job.key] and len(at) == 1
+            if not ready and job.key not in [host.lost.get(name) for host in hosts]:
                 self._site.wrong.append(f"{job.key} began on {name}, where {at} is")
             self._words(name, (set(self.nodes[name].state) - {"IDLE"}) | {"MIXED"})
         each.job = msgspec.structs.replace(
