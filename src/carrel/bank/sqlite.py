@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from carrel.errors import LostRaceError, UnreachableError
 
 BUSY_TIMEOUT_S = 10.0
 """How long to wait for a writer in another process; a batch takes milliseconds."""
+ROWS_AT_ONCE = 1024
+"""In one statement; SQLite takes 32,766 values."""
 
 _TRIGGERS = {
     *(f"{table}_no_{change}" for table in ("txn", "entry", "idempotency") for change in ("update", "delete")),
@@ -33,8 +36,9 @@ def _dialect(sql: str) -> str:
 
 
 @functools.cache
-def _insert(table: str) -> str:
-    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(TABLES[table].columns))})"  # noqa: S608  # our own names
+def _insert(table: str, count: int) -> str:
+    row = f"({', '.join('?' * len(TABLES[table].columns))})"
+    return f"INSERT INTO {table} VALUES {', '.join([row] * count)}"  # noqa: S608  # our own names
 
 
 @functools.cache
@@ -63,7 +67,13 @@ class _Session:
         return _TRIGGERS - {name for (name,) in self.rows("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
 
     def insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
-        self._connection.executemany(_insert(table), rows)
+        # Python's lock is let go and taken again for each row of executemany, and the event loop takes it in between.
+        # In powers of two there are few statements, which all stay prepared.
+        at = 0
+        while left := len(rows) - at:
+            count = min(ROWS_AT_ONCE, 1 << (left.bit_length() - 1))
+            self._connection.execute(_insert(table, count), [*chain.from_iterable(rows[at : at + count])])
+            at += count
 
     def update(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         if self._connection.executemany(_update(table), rows).rowcount != len(rows):
