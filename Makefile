@@ -35,6 +35,7 @@ chaos-bank: setup ## the same for the bank: races for the last money, then kills
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
 	@$(PY) scripts/mutants
+	@$(PY) scripts/mutants --ledger
 	@$(PY) scripts/mutants --model
 
 setup:          ## everything that demo and test need: packages, virtual environment, C parts, an image
