@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check bench chaos chaos-bank mutants lock install clean format
+.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank mutants lock install clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: setup     ## all tests; the skips and their reasons are printed at the end
 
 check: venv     ## format, lint, types, layers, C, fast tests: green at every commit
 	@scripts/check
+
+matrix: setup   ## the tests on other releases of Slurm, each on a Debian of its own; RELEASES="24.11 26.05" ARGS=
+	@scripts/matrix "$(RELEASES)" $(ARGS)
 
 bench: setup    ## the benchmarks, printing their own figures
 	@$(PY) benchmarks/run.py $(ARGS)
