@@ -391,7 +391,7 @@ def load(path: Path | None = None) -> Config:
         raw = tomllib.loads(path.read_text())
     except OSError as error:
         raise CarrelError(f"{path}: {error.strerror}; is it readable by you?") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CarrelError(f"{path}: not TOML: {error}") from error
     if "source" in raw:
         raise CarrelError(f"{path}: unknown key source")

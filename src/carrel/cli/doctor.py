@@ -15,6 +15,7 @@ import msgspec
 from carrel import paths, process
 from carrel.cli import api, output
 from carrel.config import Config
+from carrel.daemons import transport
 from carrel.errors import CarrelError
 from carrel.images.kernel import kernels
 from carrel.images.store import Store
@@ -73,7 +74,7 @@ def _problem(what: str, then: str) -> Check:
 def _carreld(settings: Config, node: str) -> Iterator[Check]:
     where = settings.node.path(node) / "carreld.sock"
     try:
-        report = msgspec.convert(api.ask_node(settings, node, "status"), NodeReport)
+        report = transport.converted(api.ask_node(settings, node, "status"), NodeReport, whose="carreld")
     except CarrelError as error:
         yield _problem(
             f"node {node}: {str(error).partition(';')[0]}", f"start it as root: carrel serve node --node {node}"
