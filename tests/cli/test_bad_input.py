@@ -1,5 +1,6 @@
 """Whatever is typed, and whoever answers: one sentence and an exit status, never a traceback."""
 
+import functools
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ STARTS_SOMETHING = {
 }
 """With arguments that make sense these begin to work, or become another program: they have tests of their own."""
 NONSENSE = ("", "-1", "99999999999999999999999", "\udcff\udcfe", "\x1b[2J\n" + "x" * 5000)
-FILES = ("binary", "empty", "directory", "absent")
+FILES = ("binary", "directory")
 
 
 def _commands(app: App, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -37,14 +38,21 @@ CHEAP = [path for path in COMMANDS if path != ("node", "check")]
 """The other one runs half a dozen programs."""
 
 
-def _with(path: tuple[str, ...], word: str) -> list[str]:
-    """Return a command line with this word as all that the command must be given."""
+@functools.cache
+def _shape(path: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    """Return how many words a command must be given, and by which names others."""
     app = main.app
     for name in path:
         app = app[name]
     taken = list(app.assemble_argument_collection())
-    positional = [word for one in taken if one.index is not None and "tuple" not in str(one.hint)]
-    return [*path, *positional, *(f"{one.names[0]}={word}" for one in taken if one.required and one.index is None)]
+    named = tuple(one.names[0] for one in taken if one.required and one.index is None)
+    return sum(one.index is not None and "tuple" not in str(one.hint) for one in taken), named
+
+
+def _with(path: tuple[str, ...], word: str) -> list[str]:
+    """Return a command line with this word as all that the command must be given."""
+    words, named = _shape(path)
+    return [*path, *[word] * words, *(f"{name}={word}" for name in named)]
 
 
 @pytest.fixture(autouse=True)
