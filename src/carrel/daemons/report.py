@@ -87,7 +87,7 @@ class Reporter:
             report = msgspec.structs.replace(await self._look(), events=events, sent_s=time.time())
             body = msgspec.json.encode(report)
             answer = transport.decoded(await transport.request(self._controller, "POST", "/v1/reports", body))
-            self._answered(transport.converted(answer or {}, ReportAnswer))  # one of an older release says nothing
+            self._answered(msgspec.convert(answer or {}, ReportAnswer))  # one of an older release says nothing
         except CarrelError as error:
             if not self._failures:
                 _LOG.warning("not reported, trying again: %s", error)
