@@ -6,6 +6,8 @@ sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
+import os
+import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -376,6 +378,11 @@ class Config(Section, frozen=True):
 
 
 _S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def this_node() -> str:
+    """Return what Slurm most likely calls this machine: what slurmd says of itself, else the host's short name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
 def load(path: Path | None = None) -> Config:

@@ -5,8 +5,6 @@ A node's own view is less than the cluster's, so the user is told on stderr when
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +14,7 @@ import msgspec
 
 from carrel import wire
 from carrel.cli import output
-from carrel.config import Config
+from carrel.config import Config, this_node
 from carrel.daemons import maps, transport, views
 from carrel.daemons.hosts import HostView
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
@@ -42,7 +40,7 @@ def local_nodes(settings: Config) -> list[str]:
 
 def nodes_here(settings: Config) -> list[str]:
     """Return the nodes of this machine; where no carreld ever ran, the one that would be here."""
-    return local_nodes(settings) or [os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]]
+    return local_nodes(settings) or [this_node()]
 
 
 def ask_node(settings: Config, node: str, verb: str, **words: str) -> Any:
