@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank mutants lock install clean format
+.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank mutants lock install uninstall clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -56,6 +56,9 @@ image: ## the Debian 12 image, its kernel and its initramfs
 
 install: venv native ## below DESTDIR=, for a cluster; docs/how-to/install.md says what Slurm must be told
 	@DESTDIR="$(DESTDIR)" scripts/install
+
+uninstall: ## takes away what install put below DESTDIR=; settings, images, samples and the ledger stay
+	@DESTDIR="$(DESTDIR)" scripts/install --remove
 
 format:         ## put the Python sources into their form
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .

@@ -6,6 +6,8 @@ sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
+import os
+import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -378,6 +380,11 @@ class Config(Section, frozen=True):
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
+def this_node() -> str:
+    """Return what Slurm most likely calls this machine: what slurmd says of itself, else the host's short name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
 def load(path: Path | None = None) -> Config:
     """Read the configuration; all defaults where there is no file.
 
@@ -391,7 +398,7 @@ def load(path: Path | None = None) -> Config:
         raw = tomllib.loads(path.read_text())
     except OSError as error:
         raise CarrelError(f"{path}: {error.strerror}; is it readable by you?") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CarrelError(f"{path}: not TOML: {error}") from error
     if "source" in raw:
         raise CarrelError(f"{path}: unknown key source")

@@ -166,3 +166,25 @@ def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:
     for refund in asyncio.run(Starts(bank, board).refunds()):
         assert isinstance(bank.ledger.call(refund), Receipt)
     assert refunded(bank, board) == []
+
+
+@pytest.mark.root
+def test_a_stranger_is_shown_out_before_he_has_asked(bank: Bank, tmp_path: Path) -> None:
+    """Or connections that never ask would take the descriptors of those that do."""
+    script = (
+        "import socket; "
+        f"sock = socket.socket(socket.AF_UNIX); sock.connect({str(tmp_path / 'submit.sock')!r}); "
+        "print(sock.makefile().read(), end='')"
+    )
+
+    async def said() -> bytes:
+        server = await asyncio.start_unix_server(Counter(bank).connected, str(tmp_path / "submit.sock"))
+        (tmp_path / "submit.sock").chmod(0o666)
+        words = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "/usr/bin/python3", "-c", script]
+        async with server, asyncio.timeout(60):
+            child = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            return (await child.communicate())[0]
+
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    assert asyncio.run(said()) == b"refuse\tuid 12345 may not ask here, only slurmctld may\n"
