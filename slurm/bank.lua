@@ -72,6 +72,16 @@ local function question(verb, words, job_desc)
   return verb .. "\31" .. table.concat(words, "\31")
 end
 
+-- Slurm's accounting keeps no guests, so their number is in the token, as carrelctld puts it there: a job that is taken
+-- in silence pays for them too.
+local function with_guests(token, job_desc, asked)
+  local function number(name) return job_desc[name] and not UNSET[job_desc[name]] and job_desc[name] or 0 end
+  if not asked:find("\31guest=1", 1, true) then return token end
+  if not asked:find("\31guest_per=task", 1, true) then return token .. ".g" end
+  local on_each = math.max(number("ntasks_per_node"), 1)
+  return ("%s.t%.0f"):format(token, math.max(number("num_tasks"), math.max(number("min_nodes"), 1) * on_each))
+end
+
 -- The lease: what may be promised in silence, as carrelctld left it. Returns its number and figures.
 local function read_lease()
   local lease = { partition = {}, account = {}, spent = {} }
@@ -128,7 +138,7 @@ function M.submit(job_desc, submit_uid)
     slurm.log_user("%s", "carrelctld does not answer; the job is held and starts when its account was asked")
   end
   local others = job_desc.admin_comment and ";" .. job_desc.admin_comment or ""
-  job_desc.admin_comment = "bank=" .. (rest or token) .. (hold and ";held" or "") .. others
+  job_desc.admin_comment = "bank=" .. (rest or with_guests(token, job_desc, asked)) .. (hold and ";held" or "") .. others
   if hold then job_desc.priority = 0 end
   return slurm.SUCCESS
 end

@@ -126,7 +126,8 @@ def board_of(*events: tuple[float, str]) -> Board:
     return board
 
 
-def charged(bank: Bank, *, moment_s: int) -> None:
+def charged(bank: Bank, *, moment_s: int, guests: int = 1) -> None:
+    resources = {"cpu": 1} | ({"guest": guests} if guests else {})
     bank.ledger.call(
         Backfill(
             key="e",
@@ -136,18 +137,28 @@ def charged(bank: Bank, *, moment_s: int) -> None:
             user="ada",
             job_id=7,
             amount_micro_su=900,
-            inputs={"moment_s": moment_s, "seconds": 60},
+            inputs={"moment_s": moment_s, "seconds": 60, "resources": resources},
         )
     )
 
 
 def refunded(bank: Bank, board: Board) -> list[int]:
-    return [refund.amount_micro_su for refund in asyncio.run(Starts(bank, board).refunds())]
+    return [refund.amount_micro_su for refund in asyncio.run(Starts(bank, board, since_s=0).refunds())]
 
 
 def test_a_run_whose_guest_we_could_not_start_costs_nothing(bank: Bank) -> None:
     charged(bank, moment_s=1000)
     assert refunded(bank, board_of((1010.0, "guest-failed"))) == [900]
+
+
+def test_a_run_whose_node_could_carry_no_guest_costs_nothing(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    assert refunded(bank, board_of((1010.0, "node-fault"))) == [900]
+
+
+def test_a_job_that_runs_on_its_nodes_is_paid_for_even_if_a_steps_guest_failed(bank: Bank) -> None:
+    charged(bank, moment_s=1000, guests=0)
+    assert refunded(bank, board_of((1010.0, "guest-failed"))) == []
 
 
 def test_a_run_that_entered_a_guest_is_paid_for_even_if_another_guest_failed(bank: Bank) -> None:
@@ -163,6 +174,6 @@ def test_the_failure_of_an_earlier_job_of_the_same_number_refunds_nothing(bank: 
 def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:
     charged(bank, moment_s=1000)
     board = board_of((1010.0, "guest-failed"))
-    for refund in asyncio.run(Starts(bank, board).refunds()):
+    for refund in asyncio.run(Starts(bank, board, since_s=0).refunds()):
         assert isinstance(bank.ledger.call(refund), Receipt)
     assert refunded(bank, board) == []
