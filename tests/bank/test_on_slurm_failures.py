@@ -119,6 +119,8 @@ def test_f13_many_submitters_do_not_wait_for_a_hung_bank_one_after_the_other(ban
 
 def test_f31_a_slurmctld_that_forgets_and_runs_jobs_again_has_each_run_charged_as_slurmdbd_says(bank: Banked) -> None:
     bank.deposit(10**9, "forgets")
+    wait_for(lambda: not _living(bank), "what ran before has ended", timeout_s=80)
+    bank.box.restart("slurmctld")  # which saves its state as it ends: what ran before is not forgotten
     ids = [_submitted(bank, f"--wrap=sleep {at % 2}") for at in range(4)]
     wait_for(lambda: all(bank.state(each) == "COMPLETED" for each in ids), "they have ended", timeout_s=60)
     bank.box.restart("slurmctld", signal.SIGKILL)
