@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,13 @@ def test_a_run_that_entered_a_guest_is_paid_for_even_if_another_guest_failed(ban
 def test_the_failure_of_an_earlier_job_of_the_same_number_refunds_nothing(bank: Bank) -> None:
     charged(bank, moment_s=9000)
     assert refunded(bank, board_of((1010.0, "guest-failed"))) == []
+
+
+def test_of_a_run_that_began_before_us_the_nodes_have_a_minute_to_tell_whether_a_task_entered(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    board = board_of((1010.0, "guest-failed"))
+    assert asyncio.run(Starts(bank, board, since_s=time.time()).refunds()) == []
+    assert len(asyncio.run(Starts(bank, board, since_s=time.time() - 61).refunds())) == 1
 
 
 def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:

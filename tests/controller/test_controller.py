@@ -181,7 +181,8 @@ def test_a_controller_that_was_killed_is_told_again_what_it_knew(place: Path) ->
             await asyncio.to_thread(daemon.start)
             for _ in range(3):
                 assert await reporter.send()
-            assert [each["text"] for each in ask(daemon, "/v1/jobs/7/events")] == ["told before"]
+            told = await asyncio.to_thread(ask, daemon, "/v1/jobs/7/events")
+            assert [each["text"] for each in told] == ["told before"]
             await asyncio.to_thread(daemon.kill)
 
     asyncio.run(tell())
