@@ -80,14 +80,14 @@ class Settling:
         ended = list(ended)
         await self.recall([used for used in ended if (used.job_id, used.submit_s) not in self._done], folio)
         plans: list[tuple[Name, tuple[AnyCommand, ...]]] = []
-        unpaid: set[Name] = set()
+        owed, unpaid = self._teller.owed(), set[Name]()
         for used in ended:
             name = (used.job_id, used.submit_s)
             lien = folio.of(used)
             if name in self._done or self._not_ours(used, lien):
                 self._done.add(name)
             elif due := self._due(used):
-                plans.append((name, await self._plan(used, lien, due, folio)))
+                plans.append((name, await self._plan(used, lien, due, folio, again=name in owed)))
             else:
                 unpaid.add(name)
         answers = await self._teller.do([command for _, commands in plans for command in commands])
@@ -108,8 +108,9 @@ class Settling:
             UnreachableError: slurmdbd or the ledger did not answer.
         """
         records = await accounting.since(self._slurm, from_s)
-        if owed := self._teller.owed() - {used.job_id for used in records.ended}:
-            more = await accounting.of_jobs(self._slurm, owed)
+        here = {used.job_id for used in records.ended}
+        if late_ids := {job_id for job_id, _ in self._teller.owed()} - here:
+            more = await accounting.of_jobs(self._slurm, late_ids)
             records.ended.extend(more.ended)
             records.broken.extend(more.broken)
         found = Reconciled(from_s=from_s)
@@ -206,7 +207,9 @@ class Settling:
         elapsed_s = min(following.key.submit_s - last.start_s, last.elapsed_s + _SLACK_S)
         return msgspec.structs.replace(used, state="REQUEUED", end_s=following.key.submit_s, elapsed_s=elapsed_s)
 
-    async def _plan(self, used: Used, lien: LienView | None, due: Due, folio: Folio) -> tuple[AnyCommand, ...]:
+    async def _plan(
+        self, used: Used, lien: LienView | None, due: Due, folio: Folio, *, again: bool
+    ) -> tuple[AnyCommand, ...]:
         if lien is not None and lien.state in CHARGED:
             return await self._afterwards(used, lien, due)
         used = msgspec.structs.replace(used, account=used.account or self._bank.settings.default_account)
@@ -220,7 +223,7 @@ class Settling:
             cluster=self._bank.cluster_name,
             ref=lien.run if lien is not None and lien.run else folio.ref(used),
         )
-        if not self._teller.owes((used.job_id, used.submit_s)):
+        if not again:
             return commands
         # The ledger remembers a refusal under its key. A run is charged once whatever the keys, but refunds add up.
         stamp = self._bank.stamp()

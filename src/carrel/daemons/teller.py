@@ -47,12 +47,9 @@ class Teller:
     def parked(self) -> list[Parked]:
         return list(self._parked.values())
 
-    def owed(self) -> set[int]:
-        """Return the jobs of which a run has ended and is not charged."""
-        return {each.run[0] for each in self._lasting()}
-
-    def owes(self, run: Name) -> bool:
-        return any(each.run == run for each in self._lasting())
+    def owed(self) -> set[Name]:
+        """Return the runs that have ended and are not charged; the submission is 0 where it is not known."""
+        return {each.run for each in self._lasting()}
 
     async def do(self, commands: Sequence[AnyCommand]) -> list[Answer]:
         """Do commands in order and return their answers.
