@@ -22,6 +22,11 @@ local function lines(path)
   return file and file:lines() or function() end
 end
 
+local function refused(text)
+  slurm.log_user("%s", text)
+  return VIOLATES_POLICY
+end
+
 local section = ""
 for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
   section = line:match("^%s*%[([^%]]*)%]") or section
@@ -72,16 +77,6 @@ local function question(verb, words, job_desc)
   return verb .. "\31" .. table.concat(words, "\31")
 end
 
--- Slurm's accounting keeps no guests, so their number is in the token, as carrelctld puts it there: a job that is taken
--- in silence pays for them too.
-local function with_guests(token, job_desc, asked)
-  local function number(name) return job_desc[name] and not UNSET[job_desc[name]] and job_desc[name] or 0 end
-  if not asked:find("\31guest=1", 1, true) then return token end
-  if not asked:find("\31guest_per=task", 1, true) then return token .. ".g" end
-  local on_each = math.max(number("ntasks_per_node"), 1)
-  return ("%s.t%.0f"):format(token, math.max(number("num_tasks"), math.max(number("min_nodes"), 1) * on_each))
-end
-
 -- The lease: what may be promised in silence, as carrelctld left it. Returns its number and figures.
 local function read_lease()
   local lease = { partition = {}, account = {}, spent = {} }
@@ -124,21 +119,17 @@ function M.submit(job_desc, submit_uid)
   if not job_desc.account and job_desc.default_account then words[3] = "account=" .. job_desc.default_account end
   local asked = question("submit", words, job_desc)
   local word, rest = ask(asked)
-  if word == "refuse" then
-    slurm.log_user("%s", rest)
-    return VIOLATES_POLICY
-  end
+  if word == "refuse" then return refused(rest) end
   local hold = word == "hold"
   if not word and not (settings.offline == "open" and on_lease(job_desc, asked)) then
-    if settings.offline == "closed" then
-      slurm.log_user("%s", SILENT)
-      return VIOLATES_POLICY
-    end
+    if settings.offline == "closed" then return refused(SILENT) end
     hold = true
     slurm.log_user("%s", "carrelctld does not answer; the job is held and starts when its account was asked")
   end
+  -- Slurm's accounting keeps no guests, so the token does: for each node, or for each task, which carrelctld then counts.
+  local guests = asked:find("\31guest=1", 1, true) and (asked:find("\31guest_per=task", 1, true) and ".t" or ".g") or ""
   local others = job_desc.admin_comment and ";" .. job_desc.admin_comment or ""
-  job_desc.admin_comment = "bank=" .. (rest or with_guests(token, job_desc, asked)) .. (hold and ";held" or "") .. others
+  job_desc.admin_comment = "bank=" .. (rest or token .. guests) .. (hold and ";held" or "") .. others
   if hold then job_desc.priority = 0 end
   return slurm.SUCCESS
 end
@@ -153,8 +144,7 @@ function M.modify(job_desc, job_rec, modify_uid)
   if #words == before and not release then return slurm.SUCCESS end
   local word, rest = ask(asked .. (release and "\31release=1" or ""))
   if word == "ok" or (not word and settings.offline == "open" and not release) then return slurm.SUCCESS end
-  slurm.log_user("%s", rest or SILENT)
-  return VIOLATES_POLICY
+  return refused(rest or SILENT)
 end
 
 return M
