@@ -33,7 +33,8 @@ bench: setup    ## the benchmarks, printing their own figures
 chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, then looks what is left; SECONDS=300 SEED=
 	@$(PY) scripts/chaos $(or $(SECONDS),300) $(SEED)
 
-chaos-bank: setup ## the same for the bank: races for the last money, then kills; SECONDS=300 RACES=10 SEED=
+chaos-bank: setup ## the same for the bank: an array of a thousand, races for the last money, kills; SECONDS=300 RACES=10 SEED=
+	@$(BIN)/pytest -rP -m long tests/bank
 	@$(PY) scripts/chaos-bank $(or $(SECONDS),300) $(or $(RACES),10) $(SEED)
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)

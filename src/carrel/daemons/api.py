@@ -4,6 +4,7 @@ Litestar is imported here and in what is served here (the bank), so that only th
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -68,6 +69,7 @@ class Service:
             bank: The ledger and the prices; None: this site runs no bank.
             branch: What works on that bank: its rounds, and what they could not charge.
         """
+        self.name = secrets.token_hex(8)
         self.board = board
         self.trusted = trusted
         self.addresses = addresses
@@ -107,7 +109,7 @@ async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> Report
     service: Service = request.app.state.service
     if service.board.take(data, now_s=time.time()):
         service.changed()
-    return ReportAnswer(sampling=service.wishes.all(time.time()))
+    return ReportAnswer(controller=service.name, sampling=service.wishes.all(time.time()))
 
 
 @post(
