@@ -52,10 +52,23 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
         return JobGroups(unified=self.unified or other.unified, v1={**other.v1, **self.v1})
 
 
-def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
+def _job_part(path: str) -> str | None:
+    parts = path.rstrip("/").split("/")
+    for at, part in enumerate(parts):
+        if part.startswith("step_") and at > 1:
+            return "/".join(parts[:at])
+    return None
+
+
+def of_process(pid: int, *, proc: Path = Path("/proc"), part: Callable[[str], str | None] = _job_part) -> JobGroups:
     """Return the groups of the job that a process belongs to.
 
     A process that is in no step's group has none: its own may be that of a whole service, or of the node.
+
+    Args:
+        pid: The process.
+        proc: Where processes are.
+        part: Returns which part of a group's path is the job's; None: the job has no group there.
 
     Raises:
         OSError: the process is gone.
@@ -64,7 +77,7 @@ def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     unified, v1 = "", {}
     for line in (proc / str(pid) / "cgroup").read_text(errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
-        job = _job_part(path)
+        job = part(path)
         if job is None:
             continue
         for controller in controllers.split(","):
@@ -78,12 +91,20 @@ def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     return JobGroups(unified=unified, v1=v1)
 
 
-def _job_part(path: str) -> str | None:
-    parts = path.rstrip("/").split("/")
-    for at, part in enumerate(parts):
-        if part.startswith("step_") and at > 1:
-            return "/".join(parts[:at])
-    return None
+def of_guest_node(pid: int, node: str) -> JobGroups:
+    """Return the groups of a guest that is a Slurm node, its tasks' among them; ``pid`` is its process.
+
+    carreld has made them: the guest is there before its job. None where it has made none.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    return of_process(pid, part=lambda path: _guest_node_part(path, node))
+
+
+def _guest_node_part(path: str, node: str) -> str | None:
+    top, _, last = path.rpartition("/")
+    return top if last == "carrel" and top.endswith(f"/slurm_{node}") else None
 
 
 def _mounts(proc: Path) -> dict[str, str]:
