@@ -204,7 +204,8 @@ class JobMetrics:
 
     def compare(self, jobs: Sequence[Job]) -> None:
         """Take Slurm's word on which jobs live here."""
-        alive = {job.key: job for job in jobs if living(job)}
+        # Asked for this node by its name, squeue also says what is on the guests that it carries as nodes.
+        alive = {job.key: job for job in jobs if living(job) and self._node.name in job.nodes}
         waiting = {job.key.job_id for job in jobs if job.slurm_state == "COMPLETING"} & self._living
         known_s = time.monotonic() - GRACE_S
         for run in list(self._jobs):
