@@ -48,6 +48,8 @@ FACTS_TIMEOUT_S = 60.0
 RETRY_S = 30.0
 WISHES_S = 3600.0
 """Longer than the controller repeats a wish."""
+TOLD_PERIODS = 5
+"""So many sweeps pass between two looks where the kernel tells of hints and steps: a look costs what a sample costs."""
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
@@ -237,16 +239,14 @@ class JobMetrics:
         leftovers = asyncio.ensure_future(self._recover())
         try:
             while True:
-                if watch:
-                    watch.add(self._hints.directory)
-                    watch.add(self._steps.spool)
+                told = watch is not None and watch.add(self._hints.directory) and watch.add(self._steps.spool)
                 try:
                     self._look()
                 except Exception as error:  # noqa: BLE001  # one odd job must not end the look at all others
                     _LOG.exception("a look at the jobs to sample failed")
                     self._failed("look", error)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._node.config.node.sweep_period_s):
+                    async with asyncio.timeout(self._node.config.node.sweep_period_s * (TOLD_PERIODS if told else 1)):
                         await self._due.wait()
                 self._due.clear()
         finally:

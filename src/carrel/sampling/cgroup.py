@@ -127,7 +127,7 @@ Extract = Callable[[bytes], Sequence[int]]
 class _File:
     """One open file of a group and the columns that it gives."""
 
-    __slots__ = ("close", "columns", "data", "extract", "path")
+    __slots__ = ("_before", "_data", "_extract", "_values", "close", "columns", "path")
 
     def __init__(self, path: Path, columns: Sequence[Column], extract: Extract, opened: Opener) -> None:
         """Open it and read it once: a controller may be there and answer nothing.
@@ -138,13 +138,27 @@ class _File:
         """
         self.path = path
         self.columns = tuple(columns)
-        self.extract = extract
-        self.data, self.close = opened(path)
+        self._extract = extract
+        self._data, self.close = opened(path)
+        self._before = b""
+        self._values: Sequence[int] = ()
         try:
-            extract(self.data())
+            self.read()
         except (OSError, ValueError, KeyError, IndexError):
             self.close()
             raise
+
+    def read(self) -> Sequence[int]:
+        """Return the values of the columns.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it does not say what it should.
+        """
+        data = self._data()
+        if data != self._before:  # of a job's files, few change between two samples
+            self._values, self._before = self._extract(data), data
+        return self._values
 
 
 class GroupSource:
@@ -181,7 +195,7 @@ class GroupSource:
     def read(self) -> list[Block]:
         values: list[int] = []
         for file in self._files:
-            values += file.extract(file.data())
+            values += file.read()
         if self._carries:
             values = list(map(int.__add__, values, self._adds))
         if self._used:
