@@ -102,6 +102,17 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         return frozenset(name for reservation in self.look.reservations.values() for name in reservation.nodes)
 
     @cached_property
+    def free(self) -> tuple[str, ...]:
+        """Names at rest that no run and no host has."""
+        carried = {guest.node for host in self.hosts.values() for guest in host.guests}
+        used = self.reserved | carried | set(self.lost)
+        return tuple(
+            node.name
+            for node in self.look.nodes.values()
+            if node.resting and node.closed and not node.parting and node.name not in used
+        )
+
+    @cached_property
     def orders(self) -> dict[str, tuple[NodeOrder, ...]]:
         """What each host shall carry; a host that is not in it, nothing."""
         found: dict[str, list[NodeOrder]] = {}
@@ -271,7 +282,7 @@ def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
 
 
 def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]) -> list[Action]:
-    free = [name for name in _free_names(world) if name not in taken][: len(places)]
+    free = [name for name in world.free if name not in taken][: len(places)]
     if len(free) < len(places):
         return [Tell(job.key, "waits for a node name of the pool to become free")]
     taken |= set(free)
@@ -378,13 +389,3 @@ def _names(world: World) -> list[Action]:
         elif not node.parting:
             actions.append(PowerDown(node.name, "no guest has this name any more"))
     return actions
-
-
-def _free_names(world: World) -> list[str]:
-    carried = {guest.node for host in world.hosts.values() for guest in host.guests}
-    used = world.reserved | carried | set(world.lost)
-    return [
-        node.name
-        for node in world.look.nodes.values()
-        if node.resting and node.closed and not node.parting and node.name not in used
-    ]

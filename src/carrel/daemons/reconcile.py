@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -25,7 +25,7 @@ from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, PoolJob, reservation_name
+from carrel.model.pool import Look, PoolJob, reservation_name, run_of_reservation
 from carrel.model.report import Event
 from carrel.slurm import hostlist
 from carrel.slurm.pool import SlurmPool
@@ -35,6 +35,8 @@ SOON_S = 0.1
 LOOK_PERIOD_S = 0.5
 QUIET_PERIOD_S = 1.0
 """Between looks while no job waits and no guest is carried."""
+COMMANDS_AT_ONCE = 4
+"""A command of Slurm is mostly the start of a process; slurmctld makes one change at a time."""
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
 
@@ -165,7 +167,7 @@ class Reconciler:
         if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
         jobs = {job.key: job for job in look.jobs}
-        done = [await self._act(action, jobs) for action in actions]
+        done = await self._act_on_all(actions, jobs)
         if self._all_heard():
             done.append(await self._launch(hosts, jobs))
             await self._sweep(world, taken)
@@ -252,6 +254,23 @@ class Reconciler:
 
     # -- deeds ---------------------------------------------------------------------------------------------------
 
+    async def _act_on_all(self, actions: Sequence[Action], jobs: dict[JobKey, PoolJob]) -> list[bool]:
+        """Do what is due: side by side for several runs and names, one after another for each of them."""
+        lines: dict[object, list[Action]] = {}
+        for action in actions:
+            if not isinstance(action, deeds.GiveBackRoom):
+                lines.setdefault(_subject(action), []).append(action)
+        free = asyncio.Semaphore(COMMANDS_AT_ONCE)
+
+        async def follow(line: list[Action]) -> list[bool]:
+            async with free:
+                return [await self._act(action, jobs) for action in line]
+
+        found = await asyncio.gather(*map(follow, lines.values()), return_exceptions=True)  # none goes on by itself
+        done = [acted for line in found for acted in _unless_failed(line)]
+        # The queue belongs to one thread at a time.
+        return done + [await self._act(action, jobs) for action in actions if isinstance(action, deeds.GiveBackRoom)]
+
     async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
         """Do one thing; return whether a look at once would show something new."""
         if isinstance(action, deeds.OnJob):
@@ -331,9 +350,8 @@ class Reconciler:
         taken = await asyncio.to_thread(self._lines.taken)
         places = taken.places(world.look.cluster)
         self._world = msgspec.structs.replace(world, places=places, begun=self._lines.begun())
-        for action in decide.plan(self._world):
-            if isinstance(action, deeds.Assign):
-                await self._act(action, jobs)
+        named = [action for action in decide.plan(self._world) if isinstance(action, deeds.Assign)]
+        await self._act_on_all(named, jobs)
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
@@ -386,6 +404,23 @@ class Reconciler:
     def _complain(self, about: object, said: str) -> None:
         if said:
             _LOG.info("%s: %s", about, said)
+
+
+def _subject(action: Action) -> object:
+    """Return what is to be done in order: all that concerns one run, or one name."""
+    match action:
+        case deeds.Open() | deeds.Close() | deeds.PowerDown():
+            return action.node
+        case deeds.Unreserve():
+            return run_of_reservation(action.reservation, "")
+        case _:
+            return msgspec.structs.replace(action.run, cluster="")
+
+
+def _unless_failed(line: list[bool] | BaseException) -> list[bool]:
+    if isinstance(line, BaseException):
+        raise line
+    return line
 
 
 def _now_s() -> float:
