@@ -167,6 +167,16 @@ def test_reserved_names_are_pinned_then_opened_and_only_then_joined() -> None:
     assert decide.orders(joining, "h2") == ()
 
 
+def test_a_host_begins_with_guest_and_slurmd_as_soon_as_slurm_has_taken_the_names() -> None:
+    placed = world(job(), places=(place(),))
+    (action,) = decide.plan(placed)
+    assert isinstance(action, deeds.Assign)
+    foreseen = decide.foreseen(placed, action)
+    assert [(order.node, order.join) for order in decide.orders(foreseen, "h1")] == [("v1", True)]
+    assert decide.plan(foreseen) == ()
+    assert "v1" not in foreseen.free
+
+
 def test_a_job_is_released_when_every_guest_is_ready_and_every_slurmd_has_registered() -> None:
     assert kinds(ready()) == ["Release"]
     assert kinds(ready(guests={"h1": (guest(state="starting"),)})) == []

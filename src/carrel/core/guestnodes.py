@@ -46,7 +46,7 @@ from carrel.core.guestdeeds import (
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, Place, PoolJob, PoolNode, reservation_name, run_of_reservation
+from carrel.model.pool import Look, Place, PoolJob, PoolNode, Reservation, reservation_name, run_of_reservation
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +91,36 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         """Return, by name, what hosts carry of the run."""
         return self._guests_by_run.get(run, {})
 
+    def host_of(self, node: PoolNode) -> str:
+        """Return the host that a name points at; empty: at none that was heard lately."""
+        report = self.hosts.get(node.host_name)
+        return report.host if report and report.address == node.address else ""
+
+    @cached_property
+    def reserved(self) -> frozenset[str]:
+        """Names that are in use."""
+        return frozenset(name for reservation in self.look.reservations.values() for name in reservation.nodes)
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        """Names at rest that no run and no host has."""
+        carried = {guest.node for host in self.hosts.values() for guest in host.guests}
+        used = self.reserved | carried | set(self.lost)
+        return tuple(
+            node.name
+            for node in self.look.nodes.values()
+            if node.resting and node.closed and not node.parting and node.name not in used
+        )
+
+    @cached_property
+    def orders(self) -> dict[str, tuple[NodeOrder, ...]]:
+        """What each host shall carry; a host that is not in it, nothing."""
+        found: dict[str, list[NodeOrder]] = {}
+        for job in self.look.jobs:
+            for order in _orders(self, job) if job.alive else ():
+                found.setdefault(order.host, []).append(order)
+        return {host: tuple(its) for host, its in found.items()}
+
     @cached_property
     def _places_by_run(self) -> dict[JobKey, list[Place]]:
         found: dict[JobKey, list[Place]] = {}
@@ -122,31 +152,55 @@ def plan(world: World) -> tuple[Action, ...]:
 
 def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
     """Return what a host shall carry: a guest for each name of a living run that points at it."""
-    found = []
-    for job in world.look.jobs:
-        if not job.alive or job.wish is None:
-            continue
-        nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
-        size = next(iter(world.run_places(job.key)), None) if nodes else None
-        if size is None:
-            continue
-        found += [
-            NodeOrder(
-                node=node.name,
-                host=host,
-                run=job.key,
-                uid=job.job.uid,
-                gid=job.job.gid,
-                user=job.job.user,
-                cpus=size.cpus,
-                memory_bytes=size.memory_bytes,
-                request=job.wish.request,
-                cwd=job.wish.cwd,
-                join=_may_join(job, node),
-            )
-            for node in nodes
-        ]
-    return tuple(found)
+    return world.orders.get(host, ())
+
+
+def _orders(world: World, job: PoolJob) -> list[NodeOrder]:
+    size = next(iter(world.run_places(job.key)), None)
+    if job.wish is None or size is None:
+        return []
+    return [
+        NodeOrder(
+            node=node.name,
+            host=host,
+            run=job.key,
+            uid=job.job.uid,
+            gid=job.job.gid,
+            user=job.job.user,
+            cpus=size.cpus,
+            memory_bytes=size.memory_bytes,
+            request=job.wish.request,
+            cwd=job.wish.cwd,
+            join=_may_join(job, node),
+        )
+        for node in world.run_nodes(job.key)
+        if (host := world.host_of(node))
+    ]
+
+
+def foreseen(world: World, assigned: Assign) -> World:
+    """Return what the next look will show where Slurm took the names: hosts may begin before it."""
+    look, name = world.look, reservation_name(assigned.run)
+    nodes = {
+        node: msgspec.structs.replace(
+            look.nodes[node],
+            address=world.hosts[host].address,
+            host_name=host,
+            state=look.nodes[node].state - {"DRAIN"},
+        )
+        for node, host in assigned.hosts
+    }
+    mine = Reservation(name=name, nodes=tuple(nodes), users=assigned.user)
+    jobs = (msgspec.structs.replace(job, reservation=name) if job.key == assigned.run else job for job in look.jobs)
+    return msgspec.structs.replace(
+        world,
+        look=Look(
+            cluster=look.cluster,
+            jobs=tuple(jobs),
+            nodes=look.nodes | nodes,
+            reservations=look.reservations | {name: mine},
+        ),
+    )
 
 
 def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
@@ -228,7 +282,7 @@ def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
 
 
 def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]) -> list[Action]:
-    free = [name for name in _free_names(world) if name not in taken][: len(places)]
+    free = [name for name in world.free if name not in taken][: len(places)]
     if len(free) < len(places):
         return [Tell(job.key, "waits for a node name of the pool to become free")]
     taken |= set(free)
@@ -241,8 +295,7 @@ def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequenc
     if not _is_room(job, places) or len(nodes) != job.nodes:
         return False
     wanted = sorted(place.host for place in places)
-    pointed = sorted(host for node in nodes for host in world.hosts if _on(world, node, host))
-    return wanted == pointed
+    return wanted == sorted(world.host_of(node) for node in nodes)
 
 
 def _is_size(place: Place, job: PoolJob) -> bool:
@@ -280,11 +333,6 @@ def _running(world: World, job: PoolJob) -> list[Action]:
 def _may_join(job: PoolJob, node: PoolNode) -> bool:
     """Tell whether slurmd may run under this name: from when the job is pinned to it and the name is open."""
     return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
-
-
-def _on(world: World, node: PoolNode, host: str) -> bool:
-    report = world.hosts.get(host)
-    return report is not None and (node.address, node.host_name) == (report.address, host)
 
 
 # -- what is left of runs that are gone, and names that rest -----------------------------------------------------------
@@ -331,10 +379,9 @@ def _unpinned(job: PoolJob) -> list[Action]:
 
 def _names(world: World) -> list[Action]:
     """Return what brings names that nobody uses to rest, closed."""
-    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
     actions: list[Action] = []
     for node in world.look.nodes.values():
-        if node.name in reserved:
+        if node.name in world.reserved:
             continue
         if node.resting:
             if not node.closed:
@@ -342,13 +389,3 @@ def _names(world: World) -> list[Action]:
         elif not node.parting:
             actions.append(PowerDown(node.name, "no guest has this name any more"))
     return actions
-
-
-def _free_names(world: World) -> list[str]:
-    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
-    carried = {guest.node for host in world.hosts.values() for guest in host.guests}
-    return [
-        node.name
-        for node in world.look.nodes.values()
-        if node.resting and node.closed and not node.parting and node.name not in reserved | carried | set(world.lost)
-    ]

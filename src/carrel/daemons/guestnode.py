@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,16 +63,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Carried(Node):
     """One guest-node. It has what a node has; the guests, images, journal and reports are its host's."""
 
-    def __init__(self, host: Node, order: NodeOrder) -> None:  # super() would take a directory for a host of its own
-        """Describe it; ``begin`` makes it."""
+    def __init__(  # super() would take a directory for a host of its own
+        self, host: Node, order: NodeOrder, *, changed: Callable[[], None]
+    ) -> None:
+        """Describe it; ``begin`` makes it, and ``changed`` is called when there is news of that."""
         self.config = host.config
         self.name = order.node
         self.order = order
         self.host = host
+        self._changed = changed
         self.directory = host.config.node.path(order.node)
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         (self.directory / MARK).touch()
-        self.scheduler = SlurmClient(host.config.slurm, order.node)
+        self.scheduler = SlurmClient(host.config.slurm, order.node, cluster=order.run.cluster)
         self.facts = JobFacts(self.scheduler)
         self.requests = JobRequests(self.directory / "jobs")
         self.inside = Inside(self.directory / "inside")
@@ -203,9 +207,11 @@ class Carried(Node):
             slot=0,
         )
         sources = [decide.parse_mount(text).source for text in order.request.mounts]
-        mounts = await people.reachable(spec.mounts, person, asked=sources)
+        mounts, settings = await asyncio.gather(
+            people.reachable(spec.mounts, person, asked=sources), self.scheduler.settings()
+        )
         counted: tuple[str, ...] = ()
-        if (await self.scheduler.settings()).get("ProctrackType") == "proctrack/cgroup":
+        if settings.get("ProctrackType") == "proctrack/cgroup":
             counted = await asyncio.to_thread(
                 cgroups.of_guest_node, self.name, cpus=order.cpus, memory_bytes=order.memory_bytes
             )
@@ -325,6 +331,7 @@ class Carried(Node):
         self._log.say(f"{what}: {text}")
         self.journal.add(what, text, job_id=self.order.run.job_id, guest=self.guest_name, uid=self.order.uid)
         self.reporter.poke()
+        self._changed()
 
 
 class CarriedMetrics(JobMetrics):
@@ -397,6 +404,12 @@ class GuestDoor(Door):
             "end_file": str(self._carried.directory / END),
             "end_wait_ms": wait_ms,
         }
+
+    def _prolog(self, message: wire.Message) -> wire.Fields:
+        answer = super()._prolog(message)
+        timeout_s = self._carried.config.guests.boot_timeout_s
+        self._carried.facts.expect(requests.number(message, "job"), timeout_s=timeout_s)
+        return answer
 
     async def _epilog(self, message: wire.Message) -> wire.Fields:
         job_id = requests.number(message, "job")

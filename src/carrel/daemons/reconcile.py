@@ -4,11 +4,12 @@ Whatever is killed, here or elsewhere, the next look finds where things stand. A
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -24,14 +25,18 @@ from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, PoolJob, reservation_name
+from carrel.model.pool import Look, PoolJob, reservation_name, run_of_reservation
 from carrel.model.report import Event
 from carrel.slurm import hostlist
 from carrel.slurm.pool import SlurmPool
 
+SOON_S = 0.1
+"""The first look after something has changed; each further one that sees nothing new comes twice as late."""
 LOOK_PERIOD_S = 0.5
 QUIET_PERIOD_S = 1.0
 """Between looks while no job waits and no guest is carried."""
+COMMANDS_AT_ONCE = 4
+"""A command of Slurm is mostly the start of a process; slurmctld makes one change at a time."""
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
 
@@ -83,7 +88,10 @@ class Reconciler:
         self._attempts = settings.placement.launches.attempts
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
-        self._changed = asyncio.Condition()
+        self._world: World | None = None
+        """As it was seen last, and what was made of it since."""
+        self._news: dict[str, asyncio.Event] = {}
+        """By host: set when its orders change."""
         self._due = asyncio.Event()
         self._began_s: float | None = None
         self._swept_s = -math.inf
@@ -100,16 +108,14 @@ class Reconciler:
         if before is None or (before.report, before.digest) != (report, digest):
             self._due.set()
 
-        def news() -> bool:
-            return report.host in self._orders and self._orders[report.host].digest != digest
-
-        async with self._changed:
-            try:
-                async with asyncio.timeout(min(HELD_S, self._settings.host_silent_s / 3)):
-                    await self._changed.wait_for(news)
-            except TimeoutError:
-                if report.host not in self._orders:
-                    raise UnreachableError("slurm was not seen yet, so nothing is known of this host") from None
+        news = self._news.setdefault(report.host, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(HELD_S, self._settings.host_silent_s / 3)):
+                while report.host not in self._orders or self._orders[report.host].digest == digest:
+                    news.clear()
+                    await news.wait()
+        if report.host not in self._orders:
+            raise UnreachableError("slurm was not seen yet, so nothing is known of this host")
         if self._heard[report.host] is heard:  # else it has asked anew since
             self._heard[report.host] = msgspec.structs.replace(heard, at_s=_now_s())
         return self._orders[report.host]
@@ -123,6 +129,7 @@ class Reconciler:
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
         failures = 0
+        pause_s = SOON_S
         self._began_s = _now_s()
         while True:
             self._due.clear()
@@ -138,12 +145,12 @@ class Reconciler:
                 _LOG.exception("guests as nodes: a round failed")
                 acted, quiet = False, True
             if acted:
+                pause_s = SOON_S
                 continue  # what a deed did, the next look shows
-            try:
-                async with asyncio.timeout(QUIET_PERIOD_S if quiet else LOOK_PERIOD_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_PERIOD_S if quiet else pause_s):
                     await self._due.wait()
-            except TimeoutError:
-                continue
+            pause_s = SOON_S if self._due.is_set() else min(2 * pause_s, LOOK_PERIOD_S)
 
     async def _once(self) -> tuple[bool, bool]:
         """Return whether anything was done, and whether there is nothing to watch."""
@@ -153,14 +160,14 @@ class Reconciler:
         hosts = {name: each.report for name, each in heard.items()}
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
-        world = self._world(look, taken, heard)
-        await self._publish(world)
-        world = msgspec.structs.replace(world, settled=self._settled(heard))
+        world = self._world_of(look, taken, heard)
+        self._publish(world)
+        self._world = world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
         if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
         jobs = {job.key: job for job in look.jobs}
-        done = [await self._act(action, jobs) for action in actions]
+        done = await self._act_on_all(actions, jobs)
         if self._all_heard():
             done.append(await self._launch(hosts, jobs))
             await self._sweep(world, taken)
@@ -177,7 +184,7 @@ class Reconciler:
         in_force = {name: orders.digest for name, orders in self._orders.items()}
         return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
 
-    def _world(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
+    def _world_of(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
         return World(
             look=look,
             places=taken.places(look.cluster),
@@ -208,14 +215,16 @@ class Reconciler:
             self._began_s is not None and _now_s() - self._began_s > self._settings.host_silent_s
         )
 
-    async def _publish(self, world: World) -> None:
+    def _publish(self, world: World) -> None:
         """Answer the hosts whose orders have changed."""
-        async with self._changed:
-            for host in world.hosts:
-                orders = decide.orders(world, host)
+        # One that falls silent and speaks again is not told what it should have carried before.
+        self._orders = {host: orders for host, orders in self._orders.items() if host in world.hosts}
+        for host in world.hosts:
+            orders, before = decide.orders(world, host), self._orders.get(host)
+            if before is None or before.orders != orders:
                 digest = hashlib.sha256(msgspec.json.encode(orders)).hexdigest()[:16]
                 self._orders[host] = Orders(digest=digest, orders=orders)
-            self._changed.notify_all()
+                self._news.setdefault(host, asyncio.Event()).set()
 
     def _hear_of_failures(self, look: Look, hosts: Mapping[str, HostReport]) -> None:
         """Tell the queue of each attempt that failed, once."""
@@ -244,6 +253,23 @@ class Reconciler:
         self._swept_s = _now_s()
 
     # -- deeds ---------------------------------------------------------------------------------------------------
+
+    async def _act_on_all(self, actions: Sequence[Action], jobs: dict[JobKey, PoolJob]) -> list[bool]:
+        """Do what is due: side by side for several runs and names, one after another for each of them."""
+        lines: dict[object, list[Action]] = {}
+        for action in actions:
+            if not isinstance(action, deeds.GiveBackRoom):
+                lines.setdefault(_subject(action), []).append(action)
+        free = asyncio.Semaphore(COMMANDS_AT_ONCE)
+
+        async def follow(line: list[Action]) -> list[bool]:
+            async with free:
+                return [await self._act(action, jobs) for action in line]
+
+        found = await asyncio.gather(*map(follow, lines.values()), return_exceptions=True)  # none goes on by itself
+        done = [acted for line in found for acted in _unless_failed(line)]
+        # The queue belongs to one thread at a time.
+        return done + [await self._act(action, jobs) for action in actions if isinstance(action, deeds.GiveBackRoom)]
 
     async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
         """Do one thing; return whether a look at once would show something new."""
@@ -313,20 +339,45 @@ class Reconciler:
                     await self._cancel(jobs[run], action.reason)
                 case _:
                     assert_never(action)
+        if found and self._world is not None:
+            await self._give_names(self._world, jobs)
         for run, why in self._lines.waiting():
             await self._say(jobs[run], why)
         return bool(found)
+
+    async def _give_names(self, world: World, jobs: dict[JobKey, PoolJob]) -> None:
+        """Give names at once to those that have just got room, of whom Slurm would say nothing new."""
+        taken = await asyncio.to_thread(self._lines.taken)
+        places = taken.places(world.look.cluster)
+        self._world = msgspec.structs.replace(world, places=places, begun=self._lines.begun())
+        named = [action for action in decide.plan(self._world) if isinstance(action, deeds.Assign)]
+        await self._act_on_all(named, jobs)
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
         self._complain(why, await self._pool.cancel(job.key.job_id))
 
     async def _assign(self, action: deeds.Assign) -> None:
-        for name, host in action.hosts:
-            report = self._heard[host].report
-            self._complain(action, await self._pool.assign(name, address=report.address, host_name=host))
-        names = [name for name, _ in action.hosts]
-        self._complain(action, await self._pool.reserve(reservation_name(action.run), action.user, names))
+        """Point the names at their hosts, reserve them, pin the job and open them; where all went well, tell the hosts.
+
+        What Slurm did not take is found by the next look as what is yet to be done.
+        """
+        names, name, pool = dict(action.hosts), reservation_name(action.run), self._pool
+        addresses = {host: self._heard[host].report.address for host in names.values()}
+        said = await asyncio.gather(
+            *(pool.assign(node, address=addresses[host], host_name=host) for node, host in names.items()),
+            pool.reserve(name, action.user, list(names)),
+        )
+        if not any(said):  # a name that is open and not reserved would be anybody's
+            why = "it is reserved for its job"
+            said = await asyncio.gather(
+                pool.pin(action.run.job_id, name), *(pool.node(node, "resume", why) for node in names)
+            )
+        for words in said:
+            self._complain(action, words)
+        if not any(said) and self._world is not None:
+            self._world = decide.foreseen(self._world, action)
+            self._publish(self._world)
 
     async def _release(self, action: deeds.Release, job: PoolJob) -> None:
         if action.run.restart:
@@ -353,6 +404,23 @@ class Reconciler:
     def _complain(self, about: object, said: str) -> None:
         if said:
             _LOG.info("%s: %s", about, said)
+
+
+def _subject(action: Action) -> object:
+    """Return what is to be done in order: all that concerns one run, or one name."""
+    match action:
+        case deeds.Open() | deeds.Close() | deeds.PowerDown():
+            return action.node
+        case deeds.Unreserve():
+            return run_of_reservation(action.reservation, "")
+        case _:
+            return msgspec.structs.replace(action.run, cluster="")
+
+
+def _unless_failed(line: list[bool] | BaseException) -> list[bool]:
+    if isinstance(line, BaseException):
+        raise line
+    return line
 
 
 def _now_s() -> float:

@@ -4,7 +4,7 @@ The calls block for as long as a transaction or the command takes: a daemon make
 """
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from random import SystemRandom
 
@@ -21,9 +21,12 @@ class Admission:
 
     def __init__(self, settings: Placement) -> None:
         """Open nothing yet."""
-        self.table = HostTable(settings.path)
+        sort = functools.partial(
+            placement.Hosts, policy=settings.policy, overcommit=settings.overcommit, random=SystemRandom()
+        )
+        self.table = HostTable(settings.path, sort)
         self._settings = settings
-        self._random = SystemRandom()
+        self._sort = sort
         self._list = SharedList(Path(settings.addresses.list)) if settings.addresses.list else None
 
     def take(self, run: str, demand: Demand, *, without: Collection[str] = ()) -> Answer:
@@ -34,7 +37,7 @@ class Admission:
             UnreachableError: the table cannot be read or written.
         """
         if not self._settings.command:
-            return self.table.take(run, demand, functools.partial(self._place, demand, without))
+            return self.table.take(run, demand, lambda hosts: hosts.place(demand, without=without))
         # Nobody waits for a command within a transaction, so its answer is compared with what the hosts have by then.
         taken = self.table.places(run)
         answer = Here(tuple(place.host for place in taken)) if taken else self._ask(run, demand, without)
@@ -75,7 +78,7 @@ class Admission:
     def query(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where such guests would go now, and take nothing."""
         if not self._settings.command:
-            return self._place(demand, without, self.table.hosts())
+            return self._sort(self.table.hosts()).place(demand, without=without)
         answer = self._ask("", demand, without)
         return self._confirm(demand, without, answer, self.table.hosts()) if isinstance(answer, Here) else answer
 
@@ -90,17 +93,7 @@ class Admission:
             timeout_s=self._settings.command_timeout_s,
         )
 
-    def _place(self, demand: Demand, without: Collection[str], hosts: Sequence[Host]) -> Answer:
-        return placement.place(
-            hosts,
-            demand,
-            policy=self._settings.policy,
-            overcommit=self._settings.overcommit,
-            without=without,
-            random=self._random,
-        )
-
-    def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Sequence[Host]) -> Answer:
+    def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Iterable[Host]) -> Answer:
         return placement.confirm(hosts, demand, here, overcommit=self._settings.overcommit, without=without)
 
 

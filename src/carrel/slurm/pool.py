@@ -4,6 +4,7 @@ Slurm's answer to a change is not believed: of a job in a partition without a us
 words and made in fact (22.05). What a deed did, the next look shows.
 """
 
+import asyncio
 import re
 import time
 import urllib.parse
@@ -46,10 +47,13 @@ class SlurmPool:
         Raises:
             UnreachableError: Slurm did not answer: nothing is known, and nothing may be concluded.
         """
-        jobs = await self._jobs()
-        nodes = await self._nodes()
-        text = await self._client.ask("scontrol", "-a", "-o", "show", "reservation")
         cluster = await self._client.cluster()
+        # Each is a process of its own, whose start takes longer than slurmctld's answer.
+        jobs, nodes, text = await asyncio.gather(
+            self._jobs(cluster),
+            self._nodes(),
+            self._client.ask("scontrol", "-a", "-o", "show", "reservation"),
+        )
         reservations = {}
         for line in text.splitlines():
             words = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -68,10 +72,9 @@ class SlurmPool:
         jobs = await self._client.jobs()
         return frozenset(number for job in jobs for number in (job.key.job_id, job.array_job_id) if number)
 
-    async def _jobs(self) -> tuple[PoolJob, ...]:
+    async def _jobs(self, cluster: str) -> tuple[PoolJob, ...]:
         fields = client.field_format((*client.SAFE_FIELDS, *_FIELDS))
         text = await self._client.ask("squeue", "-h", "-a", "-t", "all", "-p", self._partition, "-O", fields)
-        cluster = await self._client.cluster()
         found = []
         for line in text.splitlines():
             words = line.split(client.SEPARATOR)

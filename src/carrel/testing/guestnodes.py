@@ -53,6 +53,7 @@ class Site:
             trouble: What goes wrong.
             seed: Of all chance.
         """
+        self._loop = asyncio.get_running_loop()
         self.settings = settings
         self.trouble = trouble
         self.random = random.Random(seed)  # noqa: S311  # chance that can be repeated is what is wanted
@@ -67,8 +68,8 @@ class Site:
         self._questions: set[asyncio.Task[Orders]] = set()
 
     def now_s(self) -> float:
-        """Return the time as Slurm and the controller tell it."""
-        return EPOCH_S + asyncio.get_running_loop().time()
+        """Return the time as Slurm and the controller tell it, in whatever thread."""
+        return EPOCH_S + self._loop.time()
 
     async def pause(self, most_s: float) -> None:
         """Take some of this time."""
