@@ -38,8 +38,6 @@ local function refusal(job, wish, partition)
 		return "--guest-per=" .. wish.per .. ": partition " .. partition .. " has no other nodes than guests; leave it out"
 	elseif given(job.partition) and job.partition ~= partition then
 		return "--guest-per=node: such jobs run in partition " .. partition .. "; leave --partition out"
-	elseif given(job.array_inx) then
-		return "--guest-per=node: not for the tasks of an array; submit them as jobs, or take --guest-per=job"
 	elseif given(job.req_nodes) then
 		return "--guest-per=node: the guest gets its node name when it is made; leave --nodelist out"
 	elseif job.pn_min_memory == 0 or job.min_mem_per_node == 0 then

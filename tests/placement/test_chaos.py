@@ -68,7 +68,7 @@ def test_a_hundred_launches_among_failures_all_end_and_leave_nothing(tmp_path: P
         ]
         for job in jobs:
             if not of.slurm.ended(job):
-                await of.slurm.cancel(job)
+                await of.slurm.cancel(of.slurm.jobs[job].job)
         assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         assert of.wrong == []
         await of.end()
