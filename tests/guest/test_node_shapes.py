@@ -36,10 +36,18 @@ start_max_s = 4.0
 """
 
 
+SLURM = """
+Licenses=tape:1
+SlurmdTimeout=600
+MessageTimeout=100
+"""
+"""What Slurm would put right by itself takes longer than a test waits."""
+
+
 @pytest.fixture(scope="module")
 def box(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Sandbox]:
     """One ordinary node, a licence, and two hosts for guests, by whose names no answer shall be taken for another."""
-    made = sandbox_factory(nodes=1, hosts=2, host_prefix="node-no", carrel_conf=CONF, extra_conf="Licenses=tape:1")
+    made = sandbox_factory(nodes=1, hosts=2, host_prefix="node-no", carrel_conf=CONF, extra_conf=SLURM)
     controller = made.pid("slurmctld")
     yield made
     names_rest(made)
@@ -139,7 +147,7 @@ def test_a_job_that_is_configuring_for_too_long_is_given_back_and_runs_elsewhere
         box.kill("carrelctld")  # or it would take the guest back before it is used
         (note,) = box.dir.glob("nodes/*/slurmd")
         os.kill(int(note.read_text().split()[0]), signal.SIGSTOP)
-    wait_for(lambda: job_state(box, job_id) == "CONFIGURING")
+    wait_for(lambda: of_job(box, job_id, "%T %r") in {"CONFIGURING Prolog", "RUNNING Prolog"})
     box.start("carrelctld")
     assert await_end(box, job_id) == "COMPLETED"
     assert "job-requeued: its nodes do not answer" in events(box, job_id)

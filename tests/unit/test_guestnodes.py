@@ -362,6 +362,20 @@ def test_no_job_is_configuring_beyond_the_bound(began_s: float, expected: list[s
     assert kinds(found) == expected
 
 
+def test_a_job_whose_prolog_does_not_begin_is_not_running_whatever_slurm_calls_it() -> None:
+    late = job("RUNNING", reason="Prolog", on=("v1",), started_s=NOW_S - 31)
+    found = world(late, nodes=(node("v1", "MIXED+CLOUD", on="h1"),), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(found) == ["GiveBackJob"]
+
+
+def test_slurm_does_not_wait_for_a_slurmd_that_does_not_answer_when_its_job_is_over() -> None:
+    over = job("COMPLETING", reason="Prolog", on=("v1",), reservation=reservation_name(RUN))
+    silent = node("v1", "IDLE+CLOUD+COMPLETING+NOT_RESPONDING+DRAIN", on="h1")
+    words = {"places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
+    (action,) = decide.plan(world(over, nodes=(silent,), **words))  # type: ignore[arg-type]
+    assert action == deeds.Down("v1", RUN, "its slurmd does not answer")
+
+
 def test_a_job_that_landed_on_another_name_is_given_back_at_once() -> None:
     stray = job("CONFIGURING", reason="None", on=("v2",), started_s=NOW_S)
     assert "GiveBackJob" in kinds(world(stray, nodes=(node("v2", "MIXED+CLOUD+POWERING_UP"),)))

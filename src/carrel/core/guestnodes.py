@@ -309,7 +309,7 @@ def _ready(world: World, job: PoolJob) -> bool:
 def _running(world: World, job: PoolJob) -> list[Action]:
     nodes, carried = world.run_nodes(job.key), world.carried(job.key)
     own = {node.name for node in nodes}
-    if job.job.slurm_state == "CONFIGURING":
+    if job.starting:
         late = job.started_s is not None and world.now_s - job.started_s > world.limits.configuring_max_s
         if late or not own.issuperset(job.job.nodes):
             return [GiveBackJob(job.key, "its nodes do not answer" if late else "it was given another job's node")]
@@ -318,6 +318,9 @@ def _running(world: World, job: PoolJob) -> list[Action]:
         guest = carried.get(node.name)
         if guest and guest.state in {"failed", "refused"} and "DOWN" not in node.state:
             actions.append(Down(node.name, job.key, guest.reason))
+        elif job.job.slurm_state == "COMPLETING" and "NOT_RESPONDING" in node.state and "DOWN" not in node.state:
+            # Else Slurm would wait for its slurmd for SlurmdTimeout, and nothing runs there any more.
+            actions.append(Down(node.name, job.key, "its slurmd does not answer"))
         elif not node.closed and "DOWN" not in node.state:
             actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
     return actions

@@ -45,7 +45,7 @@ class Patience:
         self.ready_since_s = {run: self.ready_since_s.get(run, now_s) for run in released}
         waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
         self._recalled = {run: what for run, what in self._recalled.items() if run in waiting}
-        started = {job.key.job_id for job in look.jobs if job.job.slurm_state == "RUNNING"}
+        started = {job.key.job_id for job in look.jobs if job.job.slurm_state == "RUNNING" and not job.starting}
         alive = {job.key.job_id for job in look.jobs if job.alive} - started
         self._given_back = {job_id: runs for job_id, runs in self._given_back.items() if job_id in alive}
 

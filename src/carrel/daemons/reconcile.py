@@ -246,8 +246,7 @@ class Reconciler:
         if isinstance(action, deeds.OnLine):
             await self._act_in_line(action, jobs[action.run])
             return False
-        await self._act_on_name(action, jobs)
-        return True
+        return await self._act_on_name(action, jobs)
 
     async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
         match action:
@@ -286,7 +285,7 @@ class Reconciler:
             case _:
                 assert_never(action)
 
-    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
+    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> bool:
         pool = self._pool
         match action:
             case deeds.Open():
@@ -306,6 +305,7 @@ class Reconciler:
             case _:
                 assert_never(action)
         self._complain(action, said)
+        return not said  # what Slurm refuses now is asked again at the next look, and no sooner
 
     async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
         """Take room for those whose turn it is, and say to the others why they wait."""

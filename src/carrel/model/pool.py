@@ -68,6 +68,12 @@ class PoolJob(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.job.array_job_id}_{self.job.array_task_id}"
 
     @property
+    def starting(self) -> bool:
+        """Tell whether it has its nodes and has not begun on them. 22.05 calls it running while its prolog does not."""
+        word = self.job.slurm_state
+        return word == "CONFIGURING" or (word == "RUNNING" and self.reason == "Prolog")
+
+    @property
     def alive(self) -> bool:
         """Tell whether the run waits, runs, or is not done with its nodes."""
         return self.job.state != "ended" or self.job.slurm_state == "COMPLETING"

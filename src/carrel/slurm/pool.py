@@ -87,7 +87,7 @@ class SlurmPool:
         tasks = _tasks(lines)
         found = []
         for line in {line[0]: line for line in reversed(lines)}.values():
-            job = client.parsed(client.SEPARATOR.join([*line[:split], ""]), cluster)
+            job = _run_of(client.parsed(client.SEPARATOR.join([*line[:split], ""]), cluster), line[split:])
             waiting = tuple(sorted(tasks.get(line[0], ())))
             if waiting:
                 job = msgspec.structs.replace(job, array_task_id=waiting[0])
@@ -218,6 +218,14 @@ def _tasks(lines: Sequence[Sequence[str]]) -> dict[str, list[int]]:
         if known["State"] == "PENDING" and known["JobID"] == known["ArrayJobID"] and task.isdecimal():
             found.setdefault(known["JobID"], []).append(int(task))
     return found
+
+
+def _run_of(job: Job, words: Sequence[str]) -> Job:
+    """Return the job as the run that it is done with last: Slurm counts a requeue before the nodes are free."""
+    past = run_of_reservation(words[_FIELDS.index("Reservation")], job.key.cluster)
+    if job.slurm_state == "COMPLETING" and past is not None and past.job_id == job.key.job_id:
+        return msgspec.structs.replace(job, key=past)
+    return job
 
 
 def _described(job: Job, words: Sequence[str], *, tasks: tuple[int, ...]) -> PoolJob:
