@@ -30,7 +30,7 @@ _KEPT_S = 5.0
 
 _LIMIT = re.compile(r"JobId=\d+ ArrayJobId=\d+ ArrayTaskId=\S+ ArrayTaskThrottle=(\d+) ")
 
-_WISH = re.compile(r"\bAdminComment=(?:bank=[^;\s]*;(?:held;)?)?carrel:(\S+)")
+_WISH = re.compile(r"(?:bank=[^;\s]*;(?:held;)?)?carrel:([^\s|]+)")
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 
@@ -124,7 +124,8 @@ class SlurmPool:
     async def _wish(self, job: PoolJob) -> Wish | None:
         """Return what the job asked for; asked once, as nobody changes it. None: it says nothing."""
         if job.key not in self._wishes:
-            text = await self._client.ask("scontrol", "-o", "show", "job", job.one)
+            form = client.field_format(("admin_comment",))
+            text = await self._client.ask("squeue", "-h", "-a", "-r", "-t", "all", "-j", job.one, "-O", form)
             self._wishes[job.key] = parsed_wish(text)
         return self._wishes[job.key]
 
@@ -249,11 +250,8 @@ def _described(job: Job, words: Sequence[str], *, tasks: tuple[int, ...]) -> Poo
 
 
 def parsed_wish(text: str) -> Wish | None:
-    """Read the ``admin_comment`` of a job out of ``scontrol show job``; None: it has none of ours.
-
-    A job's name can imitate it: that asks for another guest, which its owner could have asked for anyway.
-    """
-    match = _WISH.search(text)
+    """Read the ``admin_comment`` of a job, which nobody but administrators writes; None: it is none of ours."""
+    match = _WISH.match(text)
     if match is None:
         return None
     words = dict(urllib.parse.parse_qsl(match[1], keep_blank_values=True))
