@@ -40,6 +40,8 @@ local function refusal(job, wish, partition)
 		return "--guest-per=node: such jobs run in partition " .. partition .. "; leave --partition out"
 	elseif given(job.req_nodes) or given(job.exc_nodes) then
 		return "--guest-per=node: the node is made for the job, on a host that is none of Slurm's; leave --nodelist and --exclude out"
+	elseif given(job.het_job_offset) then
+		return "--guest-per=node: not for the components of a heterogeneous job; submit them as jobs, or take --guest-per=job"
 	elseif given(job.reservation) then
 		return "--guest-per=node: the node is made for the job and is in nobody else's reservation; leave --reservation out"
 	elseif job.pn_min_memory == 0 or job.min_mem_per_node == 0 then

@@ -166,6 +166,27 @@ def test_a_job_that_is_requeued_runs_again_in_another_guest(box: Sandbox, user: 
     assert "node-down" not in told
 
 
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--nodelist=node-no1",), "leave --nodelist and --exclude out"),
+        (("--exclude=node-no1",), "leave --nodelist and --exclude out"),
+        (("--reservation=none",), "leave --reservation out"),
+        ((":", *OPTIONS), "not for the components of a heterogeneous job"),
+    ],
+    ids=["nodelist", "exclude", "reservation", "heterogeneous"],
+)
+def test_what_a_guest_that_is_a_node_cannot_be_is_refused_at_submit(
+    box: Sandbox, options: tuple[str, ...], sentence: str
+) -> None:
+    done = box.run(["sbatch", *OPTIONS, *options, "--wrap=true"])
+    assert done.returncode != 0
+    assert sentence in done.stderr
+
+
 # -- odd ones --------------------------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from carrel.testing.asnodes import OPTIONS, await_running
 from carrel.testing.banked import Banked
-from carrel.testing.guests import IMAGE, await_end
+from carrel.testing.guests import await_end
 from carrel.testing.sandbox import MakeSandbox, User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
-
-OPTIONS = (f"--guest={IMAGE}", "--guest-per=node", "--mem=320")
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +44,16 @@ def test_a_job_that_its_account_does_not_cover_is_refused_before_a_guest_is_thou
     assert status != 0
     assert "SU left, this job may need " in said
     assert bank.box.run(["squeue", "-h", "-a", "-p", "guests", "-t", "PENDING", "-o", "%i"]).stdout == ""
+
+
+def test_each_run_of_a_requeued_job_is_charged_for_what_it_used(bank: Banked, user: User) -> None:
+    script = '[ "$SLURM_RESTART_COUNT" ] || sleep 300; sleep 2'
+    job_id = bank.sbatch(*OPTIONS, "-t10", "--requeue", f"--wrap={script}", user=user.name)
+    await_running(bank.box, job_id)
+    assert bank.scontrol("requeue", str(job_id))[0] == 0
+    assert await_end(bank.box, job_id) == "COMPLETED"
+    bank.wait_settled()
+    charged = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
+    assert len(charged) == len({lien.run for lien in charged}) == 2
+    assert bank.wrong() == []
+    assert bank.broken() == []
