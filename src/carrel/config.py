@@ -109,6 +109,9 @@ class GuestNodes(Section, frozen=True):
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
     configuring_max_s: float = 30.0
     """A job that was given its nodes and does not start within this time is given back to the queue."""
+    start_max_s: float = 120.0
+    """A job that has its guests, and that Slurm does not start within this time (a limit, a licence), gives them back;
+    it is tried again after as long, and then twice as long each time, up to ``placement.launches.backoff_max_s``."""
     host_silent_s: float = 30.0
     """A host that was not heard for so long gets no new guest, and those that begin there begin elsewhere."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from carrel.model.ledger import LienView
+from carrel.testing.asnodes import OPTIONS, await_running
 from carrel.testing.banked import Banked
 from carrel.testing.guests import IMAGE, allocation, await_end, job_state, wait_for
 from carrel.testing.leaks import pid_of
@@ -16,7 +17,6 @@ from carrel.testing.sandbox import MakeSandbox, User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
 
-OPTIONS = (f"--guest={IMAGE}", "--guest-per=node", "--mem=320")
 FAILS = (f"--guest={IMAGE}", "--guest-clone=full", "--guest-boot-timeout=1")
 """A copy of the image that boots takes longer than a second."""
 CONF = "PartitionName=dear Nodes=ALL DefaultTime=60 MaxTime=120 State=UP\n"
@@ -122,6 +122,19 @@ def test_a_job_that_is_taken_in_silence_pays_for_its_guests(bank: Banked) -> Non
     (run,) = [run for run in bank.records() if run.job_id == runs]
     (charge,) = charges(bank, runs)
     assert charge.charged_micro_su == round((2 + 5) * 1_000_000 * run.elapsed_s / 3600)
+    assert bank.broken() == []
+
+
+def test_each_run_of_a_requeued_job_is_charged_for_what_it_used(bank: Banked, user: User) -> None:
+    script = '[ "$SLURM_RESTART_COUNT" ] || sleep 300; sleep 2'
+    job_id = bank.sbatch(*OPTIONS, "-t10", "--requeue", f"--wrap={script}", user=user.name)
+    await_running(bank.box, job_id)
+    assert bank.scontrol("requeue", str(job_id))[0] == 0
+    assert await_end(bank.box, job_id) == "COMPLETED"
+    bank.wait_settled()
+    charged = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
+    assert len(charged) == len({lien.run for lien in charged}) == 2
+    assert bank.wrong() == []
     assert bank.broken() == []
 
 
