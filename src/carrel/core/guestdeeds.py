@@ -40,6 +40,14 @@ class Pin(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Point(msgspec.Struct, frozen=True):
+    """Tell Slurm the address that the guest of this name has got."""
+
+    node: str
+    address: str
+    reason: str
+
+
 class Open(msgspec.Struct, frozen=True):
     """Let jobs start on a name; it is reserved."""
 
@@ -105,5 +113,5 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 OnJob = Hold | FindRoom | Assign | Pin | Release | GiveBackJob | Cancel | Tell
-OnName = Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
+OnName = Point | Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
 Action = OnJob | OnName

@@ -7,6 +7,8 @@
     held, may start        none    -         -                  find room               (never: cancel; busy: say so)
     held                   on h    none      none left          assign names, reserve them
     held                   on h    reserved  -                  pin the job, open the names
+    held                   on h    reserved  has an address     point its name there, if its slurmd is inside
+    held                   on h    reserved  joins too late     as one that failed
     held                   on h    reserved  ready, joined      release
     held                   on h    reserved  failed             give the names back     (too often: cancel)
     configuring too long   -       -         -                  give the job back
@@ -21,11 +23,12 @@ that lives. So nothing of this is stored: each row is one that a killed controll
 nobody but a host that says it carries nothing of the run any more.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
 
+from carrel.core import standing
 from carrel.core.guestdeeds import (
     Action,
     Assign,
@@ -38,6 +41,7 @@ from carrel.core.guestdeeds import (
     Hold,
     Open,
     Pin,
+    Point,
     PowerDown,
     Release,
     Tell,
@@ -53,6 +57,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
     configuring_max_s: float = 30.0
+    join_max_s: float = 120.0
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
@@ -127,26 +132,43 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
         if not job.alive or job.wish is None:
             continue
         nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
-        size = next(iter(world.run_places(job.key)), None) if nodes else None
-        if size is None:
-            continue
-        found += [
-            NodeOrder(
+        places = [place for place in world.run_places(job.key) if place.host == host] if nodes else []
+        for node, place in zip(nodes, places, strict=False):  # where they differ, the run begins anew
+            plain = NodeOrder(
                 node=node.name,
                 host=host,
                 run=job.key,
                 uid=job.job.uid,
                 gid=job.job.gid,
                 user=job.job.user,
-                cpus=size.cpus,
-                memory_bytes=size.memory_bytes,
+                cpus=place.cpus,
+                memory_bytes=place.memory_bytes,
                 request=job.wish.request,
                 cwd=job.wish.cwd,
                 join=_may_join(job, node),
             )
-            for node in nodes
-        ]
-    return tuple(found)
+            found.append(standing.of(world.hosts[host]).order(plain, job, node, place))
+    return tuple(order for order in found if order is not None)
+
+
+def judged(look: Look, hosts: Mapping[str, HostReport], *, now_s: float, limits: Limits) -> dict[str, HostReport]:
+    """Return what hosts said, in which a guest whose slurmd has not come in time has failed."""
+    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
+
+    def seen(guest: GuestNode) -> GuestNode:
+        node = look.nodes.get(guest.node)
+        late = guest.ready_s and now_s - guest.ready_s > limits.join_max_s
+        if guest.state != "ready" or guest.run not in waiting or not late:
+            return guest
+        if node is None or node.closed or not node.resting:
+            return guest
+        why = f"slurmd did not come within {limits.join_max_s:g} s (guest_nodes.join_max_s) after it was ready"
+        return msgspec.structs.replace(guest, state="failed", reason=f"guest {guest.node}: its {why}")
+
+    return {
+        name: msgspec.structs.replace(report, guests=tuple(seen(guest) for guest in report.guests))
+        for name, report in hosts.items()
+    }
 
 
 def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
@@ -208,7 +230,8 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     if nodes:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
-        return [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+        opened = [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+        return [*opened, *_astray(world, nodes)]
     if carried or not {place.host for place in places} <= set(world.settled):
         return []  # of an earlier attempt: a second guest beside it would take room that nobody counted
     if places and (job.key not in world.begun or not _is_room(job, places)):
@@ -221,6 +244,14 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     demand = Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes)
     lost = [place.attempt for place in world.places if place.run == job.key]
     return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]
+
+
+def _astray(world: World, nodes: Sequence[PoolNode]) -> Iterator[Point]:
+    """Yield what points names at the addresses that their guests have got meanwhile."""
+    for node in nodes:
+        address = _address(world, node)
+        if address and node.address != address:
+            yield Point(node.name, address, "its guest has this address")
 
 
 def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
@@ -256,6 +287,7 @@ def _ready(world: World, job: PoolJob) -> bool:
         and job.reservation == reservation_name(job.key)
         and _fits(world, job, nodes, world.run_places(job.key))
         and all(node.joined and not node.closed and not node.busy for node in nodes)
+        and all(node.address == _address(world, node) for node in nodes)
         and all(node.name in carried and carried[node.name].state == "ready" for node in nodes)
     )
 
@@ -284,7 +316,16 @@ def _may_join(job: PoolJob, node: PoolNode) -> bool:
 
 def _on(world: World, node: PoolNode, host: str) -> bool:
     report = world.hosts.get(host)
-    return report is not None and (node.address, node.host_name) == (report.address, host)
+    return report is not None and standing.of(report).is_on(node, report)
+
+
+def _address(world: World, node: PoolNode) -> str:
+    """Return where the slurmd of this name is; empty: nobody knows."""
+    report = world.hosts.get(node.host_name)
+    if report is None:
+        return ""
+    guest = next((guest for guest in report.guests if guest.node == node.name), None)
+    return standing.of(report).address(report, guest)
 
 
 # -- what is left of runs that are gone, and names that rest -----------------------------------------------------------

@@ -19,14 +19,14 @@ from carrel.core import guestnodes as decide
 from carrel.core.guestdeeds import Action, OnJob, OnName
 from carrel.core.guestnodes import Limits, World
 from carrel.core.queue import Cancel, Launch
+from carrel.daemons.kinds import Kinds, Remote
 from carrel.daemons.lines import Lines, Taken
-from carrel.errors import UnreachableError
+from carrel.errors import CarrelError, NodeFaultError, UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, PoolJob, reservation_name
 from carrel.model.report import Event
-from carrel.slurm import hostlist
 from carrel.slurm.pool import SlurmPool
 
 LOOK_PERIOD_S = 0.5
@@ -58,6 +58,7 @@ class Reconciler:
         *,
         tell: Callable[[Event], None],
         pool: SlurmPool | None = None,
+        remotes: Mapping[str, Remote] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Ask nobody yet.
@@ -67,14 +68,16 @@ class Reconciler:
             admission: The hosts, and what is taken of them.
             tell: Takes what happened, for ``carrel job show``.
             pool: Slurm; that of the settings, if none is given.
+            remotes: Who speaks for hosts without a carreld, by the driver that makes guests there.
             clock: Returns the time, in seconds since the epoch.
         """
         mine = settings.guest_nodes
         self._settings = mine
-        self._limits = Limits(configuring_max_s=mine.configuring_max_s)
+        self._limits = Limits(configuring_max_s=mine.configuring_max_s, join_max_s=mine.join_max_s)
+        self._kinds = Kinds(settings, remotes or {}, has_addresses=admission.has_addresses)
         self._pool = pool or SlurmPool(settings.slurm, mine.partition)
         self._clock = clock
-        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone, clock=clock)
+        self._lines = Lines(admission, settings.placement.launches, kinds=self._kinds, clock=clock)
         self._tell = tell
         self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
@@ -150,10 +153,11 @@ class Reconciler:
         taken = await asyncio.to_thread(self._lines.taken)
         look = await self._pool.look()
         heard = self._lately()
-        hosts = {name: each.report for name, each in heard.items()}
+        said = {name: each.report for name, each in heard.items()}
+        hosts = decide.judged(look, said, now_s=self._clock(), limits=self._limits)
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
-        world = self._world(look, taken, heard)
+        world = self._world(look, taken, hosts)
         await self._publish(world)
         world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
@@ -177,14 +181,14 @@ class Reconciler:
         in_force = {name: orders.digest for name, orders in self._orders.items()}
         return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
 
-    def _world(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
+    def _world(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
         return World(
             look=look,
             places=taken.places(look.cluster),
-            hosts={name: each.report for name, each in heard.items()},
+            hosts=hosts,
             settled=(),
             lost={
-                guest.node for name, each in self._heard.items() if name not in heard for guest in each.report.guests
+                guest.node for name, each in self._heard.items() if name not in hosts for guest in each.report.guests
             },
             begun=self._lines.begun(),
             given_up=self._lines.given_up() | self._never_started(look),
@@ -203,8 +207,7 @@ class Reconciler:
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
-        names = hostlist.expand(self._settings.hosts)
-        return set(names) <= self._heard.keys() or (
+        return self._kinds.hosts <= self._heard.keys() or (
             self._began_s is not None and _now_s() - self._began_s > self._settings.host_silent_s
         )
 
@@ -258,7 +261,7 @@ class Reconciler:
             case deeds.Hold():
                 self._complain(action, await self._pool.hold(job_id))
             case deeds.FindRoom():
-                self._lines.add(job, action)
+                await self._seek(action, job)
                 return False
             case deeds.Assign():
                 await self._assign(action)
@@ -283,6 +286,8 @@ class Reconciler:
     async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
         pool = self._pool
         match action:
+            case deeds.Point():
+                said = await pool.assign(action.node, address=action.address)
             case deeds.Open():
                 said = await pool.node(action.node, "resume", action.reason)
             case deeds.Close():
@@ -303,7 +308,7 @@ class Reconciler:
 
     async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
         """Take room for those whose turn it is, and say to the others why they wait."""
-        silent = frozenset(hostlist.expand(self._settings.hosts)) - hosts.keys()
+        silent = (self._kinds.hosts - hosts.keys()) | self._kinds.silent()
         found = await asyncio.to_thread(self._lines.launches, silent)
         for run, action in found:
             match action:
@@ -316,6 +321,15 @@ class Reconciler:
         for run, why in self._lines.waiting():
             await self._say(jobs[run], why)
         return bool(found)
+
+    async def _seek(self, action: deeds.FindRoom, job: PoolJob) -> None:
+        """Let a job stand in line, unless no guests are made for what it asked for."""
+        try:
+            await asyncio.to_thread(self._lines.add, job, action)
+        except (NodeFaultError, UnreachableError) as error:  # the site's fault, which may be cured
+            await self._say(job, str(error))
+        except CarrelError as error:
+            await self._cancel(job, str(error))
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")

@@ -60,6 +60,8 @@ class PoolNode(msgspec.Struct, frozen=True, kw_only=True):
     """Slurm's words: ``IDLE``, ``CLOUD``, ``DRAIN``, ``POWERED_DOWN`` …"""
     address: str
     host_name: str
+    port: int = 0
+    """Of its slurmd; 0: the cluster's ``SlurmdPort``."""
 
     @property
     def resting(self) -> bool:
@@ -113,6 +115,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     cpus: int
     memory_bytes: int
+    address: str = ""
+    """From the site's pool of addresses, for its guest."""
 
 
 def reservation_name(run: JobKey) -> str:
