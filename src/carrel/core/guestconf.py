@@ -7,7 +7,7 @@ slurmctld ends with ``fatal`` when the node registers.
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -137,13 +137,19 @@ def dynamic_conf(node: NodeShape, *, state: str = "") -> str:
 
 
 def slurm_conf(
-    cluster: ClusterFacts, node: NodeShape, *, template: str = DEFAULT_TEMPLATE, dynamic: bool = False
+    cluster: ClusterFacts,
+    node: NodeShape,
+    *,
+    peers: Sequence[NodeShape] = (),
+    template: str = DEFAULT_TEMPLATE,
+    dynamic: bool = False,
 ) -> str:
     """Return the guest's ``slurm.conf``.
 
     Args:
         cluster: What ``$cluster``, ``$controller`` and the others of ``ClusterFacts`` become.
         node: The guest's own node: ``$node``, and ``$node_line`` with its whole shape and a partition for it.
+        peers: The other nodes of its job, which an ``srun`` inside it talks to.
         template: The site's own, else the built-in one. ``$$`` is a dollar.
         dynamic: slurmd is started with ``-Z`` and ``dynamic_conf``; it ends where its file has its node as well.
 
@@ -161,9 +167,11 @@ def slurm_conf(
     values["controller"] = "\nSlurmctldHost=".join((values["controller"], *backups))
     values["node_port"] = str(node.port or cluster.node_port)
     whole = node_line(node)
-    line = (
-        f"# slurmd -Z says it: {whole}" if dynamic else f"{whole}\nPartitionName={cluster.partition} Nodes={node.name}"
-    )
+    line = f"# slurmd -Z says it: {whole}"
+    if not dynamic:
+        names = ",".join(each.name for each in (node, *peers))
+        others = "".join(f"{node_line(peer, state='CLOUD')}\n" for peer in peers)
+        line = f"{whole}\n{others}PartitionName={cluster.partition} Nodes={names}"
     try:
         return string.Template(template).substitute(values, node=node.name, node_line=line)
     except KeyError as error:

@@ -147,7 +147,7 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
                 cwd=job.wish.cwd,
                 join=_may_join(job, node),
             )
-            found.append(standing.of(world.hosts[host]).order(plain, job, node, place))
+            found.append(standing.of(world.hosts[host]).order(plain, job, world.run_nodes(job.key), place))
     return tuple(order for order in found if order is not None)
 
 

@@ -11,6 +11,7 @@ a guest that is not there       is made                                is lost, 
 ==============================  =====================================  ========================================
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -31,8 +32,8 @@ class Standing(Protocol):
         """Return where Slurm reaches the guest's slurmd; empty: nobody knows yet."""
         ...
 
-    def order(self, plain: NodeOrder, job: PoolJob, node: PoolNode, place: Place) -> NodeOrder | None:
-        """Return what the host is told of a guest; None: not yet."""
+    def order(self, plain: NodeOrder, job: PoolJob, nodes: Sequence[PoolNode], place: Place) -> NodeOrder | None:
+        """Return what the host is told of a guest; None: not yet. ``nodes`` are all that the job has."""
         ...
 
 
@@ -46,8 +47,8 @@ class Beside:
         del guest
         return host.address
 
-    def order(self, plain: NodeOrder, job: PoolJob, node: PoolNode, place: Place) -> NodeOrder | None:
-        del job, node, place
+    def order(self, plain: NodeOrder, job: PoolJob, nodes: Sequence[PoolNode], place: Place) -> NodeOrder | None:
+        del job, nodes, place
         return plain
 
 
@@ -61,12 +62,15 @@ class Inside:
         del host
         return guest.address if guest else ""
 
-    def order(self, plain: NodeOrder, job: PoolJob, node: PoolNode, place: Place) -> NodeOrder | None:
+    def order(self, plain: NodeOrder, job: PoolJob, nodes: Sequence[PoolNode], place: Place) -> NodeOrder | None:
         """Nobody could hold back a slurmd inside, and one that registers under a closed name would stay outside."""
         if not plain.join:
             return None
         started = job.job.state in {"running", "suspended", "ended"}
-        return msgspec.structs.replace(plain, port=node.port, address=place.address, started=started)
+        ports = {node.name: node.port for node in nodes}
+        port = ports.pop(plain.node)
+        peers = tuple(sorted(ports.items()))
+        return msgspec.structs.replace(plain, port=port, peers=peers, address=place.address, started=started)
 
 
 _STANDINGS: dict[Slurmd, Standing] = {"host": Beside(), "guest": Inside()}

@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carrel.core.guestconf import NodeShape, slurm_conf
+import msgspec
+
+from carrel.core.guestconf import DEFAULT_TEMPLATE, NodeShape, slurm_conf
 from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, UnreachableError
 from carrel.model.guest import Guest, GuestRequest, GuestSpec
@@ -150,8 +152,9 @@ class FarGuest:
         recipe = await asyncio.to_thread(self._deputy.recipe, request)
         cluster = await self._deputy.cluster()
         shape = NodeShape(name=order.node, cpus=order.cpus, memory_mib=order.memory_bytes // _MIB, port=order.port)
-        template = await asyncio.to_thread(_text, recipe.slurm_conf) if recipe.slurm_conf else None
-        conf = slurm_conf(cluster, shape, template=template) if template else slurm_conf(cluster, shape)
+        peers = [msgspec.structs.replace(shape, name=name, port=port) for name, port in order.peers]
+        template = await asyncio.to_thread(_text, recipe.slurm_conf) if recipe.slurm_conf else DEFAULT_TEMPLATE
+        conf = slurm_conf(cluster, shape, peers=peers, template=template)
         return GuestSpec(
             name=self.guest_name,
             run=order.run,

@@ -36,6 +36,8 @@ class NodeOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Slurm's record is ready for it: slurmd may be started under this name."""
     port: int = 0
     """Where a slurmd inside shall listen; 0: the cluster's ``SlurmdPort``."""
+    peers: tuple[tuple[str, int], ...] = ()
+    """The job's other nodes and their ports: an ``srun`` in a guest learns their addresses from Slurm, and no port."""
     address: str = ""
     """What a guest with a slurmd inside was given from the site's pool of addresses; empty: it finds its own."""
     started: bool = False
