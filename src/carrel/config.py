@@ -105,6 +105,9 @@ class GuestNodes(Section, frozen=True):
 
     hosts: str = ""
     """The hosts that carry them, as Slurm writes node names: ``h[1-40]``. Slurm schedules none of these."""
+    remote: dict[str, str] = {}
+    """Hosts that carry no carreld, by the driver that makes guests there: ``vsphere = "esx-[1-8]"``. Their guests run
+    a slurmd inside; carrelctld speaks for these hosts."""
     partition: str = "guests"
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
     configuring_max_s: float = 30.0
@@ -112,6 +115,8 @@ class GuestNodes(Section, frozen=True):
     start_max_s: float = 120.0
     """A job that has its guests, and that Slurm does not start within this time (a limit, a licence), gives them back;
     it is tried again after as long, and then twice as long each time, up to ``placement.launches.backoff_max_s``."""
+    join_max_s: float = 120.0
+    """A guest whose slurmd has not registered so long after it was ready has failed."""
     host_silent_s: float = 30.0
     """A host that was not heard for so long gets no new guest, and those that begin there begin elsewhere."""
 

@@ -12,11 +12,12 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from carrel.config import Config
-from carrel.model.guest import Counters, Entry, Guest, GuestSpec
+from carrel.model.guest import Counters, Entry, Guest, GuestRequest, GuestSpec
 from carrel.model.image import ImageFiles, KernelFiles
 from carrel.model.job import Job
 from carrel.model.sample import Batch
 from carrel.model.shipping import ShippingStatus
+from carrel.model.template import Recipe
 
 
 class ImageSource(Protocol):
@@ -109,6 +110,22 @@ class Driver(Protocol):
 
     async def read(self, name: str) -> Counters:
         """Return what the guest used so far; counters that cannot be read are absent."""
+        ...
+
+
+class RemoteDriver(Driver, Protocol):
+    """A driver for hosts that carry no carreld: carrelctld calls it, and a slurmd runs in each guest.
+
+    ``node`` of a spec is the host that was chosen, ``host_name`` the name that the guest has in Slurm, ``facts`` what
+    it is told. ``guests`` raises where it cannot tell, for what is not listed counts as gone.
+    """
+
+    def recipe(self, request: GuestRequest) -> Recipe:
+        """Return how a guest of this request is made. May read a file.
+
+        Raises:
+            CarrelError: it cannot be made, or must not hold the cluster's key; its owner reads the sentence.
+        """
         ...
 
 

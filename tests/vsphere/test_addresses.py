@@ -23,9 +23,9 @@ DHCP = at.spec("4711.1.0", image_name="dhcp", address="")
 def parent(admin: Admin) -> Iterator[str]:
     """Give what is cloned an address, as a parent that runs has one."""
     path = f"DC0/vm/{at.SOURCE}"
-    admin(lambda instance: _set_address(instance, path, PARENT))
+    admin(lambda instance: at.set_address(instance, path, PARENT))
     yield PARENT
-    admin(lambda instance: _set_address(instance, path, ""))
+    admin(lambda instance: at.set_address(instance, path, ""))
 
 
 def test_a_guest_waits_for_its_own_address(make_driver: MakeDriver, admin: Admin, parent: str) -> None:
@@ -37,10 +37,10 @@ def test_a_guest_waits_for_its_own_address(make_driver: MakeDriver, admin: Admin
         while not await driver.guests():  # noqa: ASYNC110  # vCenter tells nobody
             await asyncio.sleep(0.01)
         for address in ("169.254.3.4", parent, "127.0.0.1"):
-            admin(partial(_set_address, path=path, address=address))
+            admin(partial(at.set_address, path=path, address=address))
             done, _ = await asyncio.wait([making], timeout=0.2)
             assert not done, f"{address} was taken for the guest's own"
-        admin(lambda instance: _set_address(instance, path, "10.8.0.77"))
+        admin(lambda instance: at.set_address(instance, path, "10.8.0.77"))
         guest = await making
         assert (guest.state, guest.address) == ("ready", "10.8.0.77")
         assert [word for word, _ in guest.phases] == ["clone", "start", "address"]
@@ -98,13 +98,3 @@ def test_a_guest_that_was_switched_off_is_down_and_not_made_anew(make_driver: Ma
         await driver.destroy(spec.name)
 
     asyncio.run(story())
-
-
-def _set_address(instance: Any, path: str, address: str) -> None:
-    """Say what VMware's tools in a guest would say; vcsim takes it from this key."""
-    from pyVmomi import vim  # noqa: PLC0415  # an extra
-
-    told = vim.option.OptionValue(key="SET.guest.ipAddress", value=address)
-    spec = vim.vm.ConfigSpec(extraConfig=[told])
-    machine = instance.content.searchIndex.FindByInventoryPath(path)
-    at.done(machine.ReconfigVM_Task(spec))

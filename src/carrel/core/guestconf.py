@@ -7,10 +7,11 @@ slurmctld ends with ``fatal`` when the node registers.
 
 import re
 import string
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, UnreachableError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _WORD = re.compile(r"[!-~]+")
@@ -58,6 +59,8 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     controller: str
     """Host name, or ``host(address)``."""
+    backups: tuple[str, ...] = ()
+    """Further controllers, in their order."""
     controller_port: int = 6817
     node_port: int = 6818
     auth_type: str = "auth/munge"
@@ -68,6 +71,34 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     job_acct_gather_type: str = "jobacct_gather/cgroup"
     select_type: str = "select/cons_tres"
     partition: str = "guests"
+
+
+def cluster_facts(settings: Mapping[str, str], *, partition: str) -> ClusterFacts:
+    """Return what ``scontrol show config`` says, as a guest must know it.
+
+    Raises:
+        UnreachableError: it does not say who the controller is.
+    """
+    keys = {key: text for key, text in settings.items() if key.startswith("SlurmctldHost[")}
+    hosts = [keys[key] for key in sorted(keys, key=lambda key: int(key.partition("[")[2].rstrip("]")))]
+    try:
+        return ClusterFacts(
+            cluster=settings["ClusterName"],
+            controller=hosts[0],
+            backups=tuple(hosts[1:]),
+            controller_port=int(settings["SlurmctldPort"].partition("-")[0]),
+            node_port=int(settings["SlurmdPort"]),
+            auth_type=settings["AuthType"],
+            cred_type=settings["CredType"],
+            slurm_user=settings["SlurmUser"].partition("(")[0],
+            proctrack_type=settings["ProctrackType"],
+            task_plugin=settings["TaskPlugin"],
+            job_acct_gather_type=settings["JobAcctGatherType"],
+            select_type=settings["SelectType"],
+            partition=partition,
+        )
+    except (KeyError, IndexError) as error:
+        raise UnreachableError(f"scontrol show config does not say {error}; is slurmctld there?") from error
 
 
 def topology(node: NodeShape) -> str:
@@ -106,13 +137,19 @@ def dynamic_conf(node: NodeShape, *, state: str = "") -> str:
 
 
 def slurm_conf(
-    cluster: ClusterFacts, node: NodeShape, *, template: str = DEFAULT_TEMPLATE, dynamic: bool = False
+    cluster: ClusterFacts,
+    node: NodeShape,
+    *,
+    peers: Sequence[NodeShape] = (),
+    template: str = DEFAULT_TEMPLATE,
+    dynamic: bool = False,
 ) -> str:
     """Return the guest's ``slurm.conf``.
 
     Args:
         cluster: What ``$cluster``, ``$controller`` and the others of ``ClusterFacts`` become.
         node: The guest's own node: ``$node``, and ``$node_line`` with its whole shape and a partition for it.
+        peers: The other nodes of its job, which an ``srun`` inside it talks to.
         template: The site's own, else the built-in one. ``$$`` is a dollar.
         dynamic: slurmd is started with ``-Z`` and ``dynamic_conf``; it ends where its file has its node as well.
 
@@ -124,12 +161,17 @@ def slurm_conf(
     values = {
         field.name: _plain(str(getattr(cluster, field.name)), field.name)
         for field in msgspec.structs.fields(ClusterFacts)
+        if field.name != "backups"
     }
+    backups = (_plain(backup, "backup controller") for backup in cluster.backups)
+    values["controller"] = "\nSlurmctldHost=".join((values["controller"], *backups))
     values["node_port"] = str(node.port or cluster.node_port)
     whole = node_line(node)
-    line = (
-        f"# slurmd -Z says it: {whole}" if dynamic else f"{whole}\nPartitionName={cluster.partition} Nodes={node.name}"
-    )
+    line = f"# slurmd -Z says it: {whole}"
+    if not dynamic:
+        names = ",".join(each.name for each in (node, *peers))
+        others = "".join(f"{node_line(peer, state='CLOUD')}\n" for peer in peers)
+        line = f"{whole}\n{others}PartitionName={cluster.partition} Nodes={names}"
     try:
         return string.Template(template).substitute(values, node=node.name, node_line=line)
     except KeyError as error:

@@ -48,6 +48,14 @@ class Pin(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Point(msgspec.Struct, frozen=True):
+    """Tell Slurm the address that the guest of this name has got."""
+
+    node: str
+    address: str
+    reason: str
+
+
 class Open(msgspec.Struct, frozen=True):
     """Let jobs start on a name; it is reserved."""
 
@@ -129,5 +137,5 @@ class Rest(msgspec.Struct, frozen=True):
 OnJob = Hold | Split | Assign | Pin | Release | Recall | GiveBackJob | Cancel
 OnLine = FindRoom | Tell | Rest
 """What a look at Slurm and the hosts does not show."""
-OnName = Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
+OnName = Point | Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
 Action = OnJob | OnLine | OnName

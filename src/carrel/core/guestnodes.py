@@ -9,6 +9,8 @@
     held, may start        none    -         -                  find room               (never: cancel; busy: say so)
     held                   on h    none      none left          assign names, reserve them
     held                   on h    reserved  -                  pin the job, open the names
+    held                   on h    reserved  has an address     point its name there, if its slurmd is inside
+    held                   on h    reserved  joins too late     as one that failed
     held                   on h    reserved  ready, joined      release
     held                   on h    reserved  failed             give the names back     (too often: cancel)
     released too long      on h    reserved  ready, joined      hold it again, and let it rest
@@ -24,11 +26,12 @@ that lives. So nothing of this is stored: each row is one that a killed controll
 nobody but a host that says it carries nothing of the run any more.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
 
+from carrel.core import standing
 from carrel.core.guestarrays import next_tasks
 from carrel.core.guestdeeds import (
     Action,
@@ -42,6 +45,7 @@ from carrel.core.guestdeeds import (
     Hold,
     Open,
     Pin,
+    Point,
     PowerDown,
     Recall,
     Release,
@@ -60,6 +64,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     configuring_max_s: float = 30.0
     start_max_s: float = 120.0
+    join_max_s: float = 120.0
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
@@ -105,7 +110,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     def host_of(self, node: PoolNode) -> str:
         """Return the host that a name points at; empty: at none that was heard lately."""
         report = self.hosts.get(node.host_name)
-        return report.host if report and report.address == node.address else ""
+        return report.host if report and standing.of(report).is_on(node, report) else ""
 
     @cached_property
     def reserved(self) -> frozenset[str]:
@@ -167,26 +172,31 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
 
 
 def _orders(world: World, job: PoolJob) -> list[NodeOrder]:
-    size = next(iter(world.run_places(job.key)), None)
-    if job.wish is None or size is None:
+    if job.wish is None:
         return []
-    return [
-        NodeOrder(
+    nodes, room = world.run_nodes(job.key), list(world.run_places(job.key))
+    found = []
+    for node in nodes:
+        host = world.host_of(node)
+        place = next((place for place in room if place.host == host), None)
+        if place is None:  # where names and room differ, the run begins anew
+            continue
+        room.remove(place)
+        plain = NodeOrder(
             node=node.name,
             host=host,
             run=job.key,
             uid=job.job.uid,
             gid=job.job.gid,
             user=job.job.user,
-            cpus=size.cpus,
-            memory_bytes=size.memory_bytes,
+            cpus=place.cpus,
+            memory_bytes=place.memory_bytes,
             request=job.wish.request,
             cwd=job.wish.cwd,
             join=_may_join(job, node),
         )
-        for node in world.run_nodes(job.key)
-        if (host := world.host_of(node))
-    ]
+        found.append(standing.of(world.hosts[host]).order(plain, job, nodes, place))
+    return [order for order in found if order is not None]
 
 
 def foreseen(world: World, assigned: Assign) -> World:
@@ -195,7 +205,7 @@ def foreseen(world: World, assigned: Assign) -> World:
     nodes = {
         node: msgspec.structs.replace(
             look.nodes[node],
-            address=world.hosts[host].address,
+            address=standing.of(world.hosts[host]).address(world.hosts[host], None) or look.nodes[node].address,
             host_name=host,
             state=look.nodes[node].state - {"DRAIN"},
         )
@@ -209,6 +219,26 @@ def foreseen(world: World, assigned: Assign) -> World:
             look, jobs=tuple(jobs), nodes=look.nodes | nodes, reservations=look.reservations | {name: mine}
         ),
     )
+
+
+def judged(look: Look, hosts: Mapping[str, HostReport], *, now_s: float, limits: Limits) -> dict[str, HostReport]:
+    """Return what hosts said, in which a guest whose slurmd has not come in time has failed."""
+    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
+
+    def seen(guest: GuestNode) -> GuestNode:
+        node = look.nodes.get(guest.node)
+        late = guest.ready_s and now_s - guest.ready_s > limits.join_max_s
+        if guest.state != "ready" or guest.run not in waiting or not late:
+            return guest
+        if node is None or node.closed or not node.resting:
+            return guest
+        why = f"slurmd did not come within {limits.join_max_s:g} s (guest_nodes.join_max_s) after it was ready"
+        return msgspec.structs.replace(guest, state="failed", reason=f"guest {guest.node}: its {why}")
+
+    return {
+        name: msgspec.structs.replace(report, guests=tuple(seen(guest) for guest in report.guests))
+        for name, report in hosts.items()
+    }
 
 
 def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
@@ -305,7 +335,8 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     if nodes:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
-        return [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+        opened = [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+        return [*opened, *_astray(world, nodes)]
     if carried or not {place.host for place in places} <= set(world.settled):
         return []  # of an earlier attempt: a second guest beside it would take room that nobody counted
     if places and (job.key not in world.begun or not _is_room(job, places)):
@@ -318,6 +349,14 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     demand = Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes)
     lost = [place.attempt for place in world.places if place.run == job.key]
     return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]
+
+
+def _astray(world: World, nodes: Sequence[PoolNode]) -> Iterator[Point]:
+    """Yield what points names at the addresses that their guests have got meanwhile."""
+    for node in nodes:
+        address = _address(world, node)
+        if address and node.address != address:
+            yield Point(node.name, address, "its guest has this address")
 
 
 def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
@@ -352,6 +391,7 @@ def _ready(world: World, job: PoolJob) -> bool:
         and job.reservation == reservation_name(job.key)
         and _fits(world, job, nodes, world.run_places(job.key))
         and all(node.joined and not node.closed and not node.busy for node in nodes)
+        and all(node.address == _address(world, node) for node in nodes)
         and all(node.name in carried and carried[node.name].state == "ready" for node in nodes)
     )
 
@@ -379,6 +419,15 @@ def _running(world: World, job: PoolJob) -> list[Action]:
 def _may_join(job: PoolJob, node: PoolNode) -> bool:
     """Tell whether slurmd may run under this name: from when the job is pinned to it and the name is open."""
     return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
+
+
+def _address(world: World, node: PoolNode) -> str:
+    """Return where the slurmd of this name is; empty: nobody knows."""
+    report = world.hosts.get(node.host_name)
+    if report is None:
+        return ""
+    guest = next((guest for guest in report.guests if guest.node == node.name), None)
+    return standing.of(report).address(report, guest)
 
 
 # -- what is left of runs that are gone, and names that rest -----------------------------------------------------------

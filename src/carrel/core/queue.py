@@ -43,6 +43,8 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     clone: Clone
     image: str
     demand: Demand
+    driver: str = ""
+    """Which of the site's hosts it may go to; empty: any."""
     since_s: float
     """Its place in the queue; a retry keeps it."""
     attempts: int = 0
@@ -105,7 +107,7 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 Action = Release | Wait | Retry | Hold | Cancel
-_Kind = tuple[Clone, str, Demand, frozenset[str]]
+_Kind = tuple[Clone, str, Demand, str, frozenset[str]]
 _NEVER_S = float("inf")
 
 
@@ -331,4 +333,4 @@ class Queue:
 
 
 def _kind(waiting: Waiting) -> _Kind:
-    return waiting.clone, waiting.image, waiting.demand, waiting.without
+    return waiting.clone, waiting.image, waiting.demand, waiting.driver, waiting.without

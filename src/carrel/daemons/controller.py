@@ -21,6 +21,7 @@ from carrel.daemons import maps, transport
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
+from carrel.daemons.deputy import Deputy
 from carrel.daemons.hosts import HostDesk
 from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
@@ -57,8 +58,10 @@ class Controller:
         self._silent_after_s = _MISSED_REPORTS_MAX * settings.node.report_period_s
         self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
         self._reconciler: Reconciler | None = None
-        if settings.guest_nodes.hosts:
-            self._reconciler = Reconciler(settings, self.desk.admission, tell=self.board.note)
+        remote = settings.guest_nodes.remote
+        self._deputies = {name: Deputy(name, hosts, settings, tell=self.board.note) for name, hosts in remote.items()}
+        if settings.guest_nodes.hosts or remote:
+            self._reconciler = Reconciler(settings, self.desk.admission, tell=self.board.note, remotes=self._deputies)
 
     async def run(self) -> None:
         """Serve until a signal ends it."""
@@ -73,6 +76,7 @@ class Controller:
         works = [asyncio.create_task(self._keep_maps())]
         if self._reconciler:
             works.append(asyncio.create_task(self._reconciler.run()))
+            works += [asyncio.create_task(each.run(self._reconciler.exchange)) for each in self._deputies.values()]
         if self._branch is not None:
             await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)

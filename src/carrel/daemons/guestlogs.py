@@ -15,6 +15,7 @@ appears whole by rename. Nothing is decided from these files; deleting them chan
 Directories belong to the daemon, files to the job's user, who may read them and nothing else.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -39,6 +40,8 @@ Tail = Literal["slurmd", "console"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 TEXT_MAX = 2000
 """Letters of one sentence: parts of it may be a job's name, or what a hypervisor said."""
+
+PRUNE_PERIOD_S = 3600.0
 
 _LOG = logging.getLogger(__name__)
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@$-]{0,200}")
@@ -161,6 +164,17 @@ class GuestLog:
             work()
         except (OSError, CarrelError) as error:
             _LOG.warning("a log of guest %s is not written: %s", self._of.guest, error)
+
+
+async def keep_pruned(settings: Settings) -> None:
+    """Remove logs of guests that ended long ago, until cancelled."""
+    logs = GuestLogs(settings)
+    while True:
+        try:
+            await asyncio.to_thread(logs.prune)
+        except (OSError, CarrelError) as error:
+            _LOG.warning("old logs of guests stay for now: %s", error)
+        await asyncio.sleep(PRUNE_PERIOD_S)
 
 
 def _end_of(file: BinaryIO, limit: int) -> bytes:

@@ -247,6 +247,7 @@ class Carried(Node):
         if order != self.order:
             self.order = order
             self._note(Record(order=order, ended=self._ended or ""))
+            self._changed()  # a slurmd may be wanted
 
     def facts_for_controller(self) -> GuestNode:
         guest = self.seen

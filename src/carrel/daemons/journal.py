@@ -10,6 +10,11 @@ KEPT = 2000
 TEXT_MAX = 1000
 
 
+def one_line(text: str) -> str:
+    """Return it as one line, of bounded length, without terminal codes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:TEXT_MAX])
+
+
 class Journal:
     """The last events of this node; each is told to ``tell`` as it happens."""
 
@@ -24,7 +29,7 @@ class Journal:
 
         Users write parts of ``text`` (names of images, paths): it stays one line, without terminal codes.
         """
-        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:TEXT_MAX])
+        text = one_line(text)
         event = Event(time_s=time.time(), node=self._node, what=what, text=text, job_id=job_id, guest=guest, uid=uid)
         self._events.append(event)
         self._tell(event)

@@ -12,10 +12,11 @@ import msgspec
 from carrel.config import Launches
 from carrel.core import guestdeeds as deeds
 from carrel.core.queue import Cancel, Hold, Launch, Outcome, Queue, Waiting
+from carrel.daemons.kinds import Kind, Kinds
+from carrel.errors import CarrelError
 from carrel.hosts.admission import Admission
 from carrel.hosts.table import Place as Room
-from carrel.model.guest import Clone, CloneWish
-from carrel.model.host import Answer, Demand, Here
+from carrel.model.host import Answer, Demand, Here, NotNow
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, Place, PoolJob, room_name, run_of_room
 
@@ -34,7 +35,14 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
         """Return the rooms that runs of this cluster have."""
         named = ((room, run_of_room(room.run, cluster)) for room in self.rooms)
         return tuple(
-            Place(run=of[0], attempt=of[1], host=room.host, cpus=room.cpus, memory_bytes=room.memory_bytes)
+            Place(
+                run=of[0],
+                attempt=of[1],
+                host=room.host,
+                cpus=room.cpus,
+                memory_bytes=room.memory_bytes,
+                address=room.address,
+            )
             for room, of in named
             if of is not None
         )
@@ -44,16 +52,18 @@ class Lines:
     """Who waits, who was begun, and who was given up."""
 
     def __init__(
-        self, admission: Admission, settings: Launches, *, clone: CloneWish, clock: Callable[[], float] = time.time
+        self, admission: Admission, settings: Launches, *, kinds: Kinds, clock: Callable[[], float] = time.time
     ) -> None:
         """Begin with nobody; ``adopt`` finds those of before."""
         self._admission = admission
         self._queue = Queue(settings)
-        self._clone = clone
+        self._kinds = kinds
         self._clock = clock
         self._runs: dict[str, JobKey] = {}
         """Of those in the queue, by name."""
         self._attempts: dict[JobKey, int] = {}
+        self._made: dict[JobKey, Kind] = {}
+        """How the guests of those are made."""
         self._begun: set[JobKey] = set()
         self._given_up: dict[JobKey, str] = {}
         self._hosts: object = None
@@ -84,28 +94,38 @@ class Lines:
         for (run, attempt), hosts in sorted(taken.items()):
             known = str(run) in self._queue or run in self._begun or run in self._given_up
             if run in jobs and not known:
-                self._queue.adopt(self._waiting(jobs[run]), Here(tuple(hosts)))
+                try:
+                    waiting = self._waiting(jobs[run])
+                except CarrelError:  # its recipe has changed meanwhile: whoever makes its guests says what follows
+                    continue
+                self._queue.adopt(waiting, Here(tuple(hosts)))
                 self._begin(run, attempt)
 
     def add(self, job: PoolJob, action: deeds.FindRoom) -> None:
-        """Let a run stand in line; one that stands there already stays where it is."""
+        """Let a run stand in line; one that stands there already stays where it is. May read a file.
+
+        Raises:
+            CarrelError: no guests are made for such a request; the job's owner reads the sentence.
+        """
         if job.key in self._begun:  # what was taken for it is lost, or was of another size
             self._begun.discard(job.key)
             self._queue.remove(str(job.key))
         if str(job.key) not in self._queue:
+            waiting = self._waiting(job)
             self._runs[str(job.key)] = job.key
-            self._queue.add(self._waiting(job))
+            self._queue.add(waiting)
         self._attempts[job.key] = action.attempt
 
     def launches(self, silent: Collection[str]) -> list[tuple[JobKey, Launch | Cancel]]:
         """Take room for those whose turn it is. Blocks for transactions, or for a site's placement command."""
 
         def admit(waiting: Waiting, without: frozenset[str]) -> Answer:
-            name = room_name(self._runs[waiting.key], self._attempts[self._runs[waiting.key]])
-            return self._admission.take(name, waiting.demand, without=without.union(silent))
+            return self._admit(waiting, without.union(silent))
 
         # A host that was added, or speaks again, or is drained no more, is room that nobody gave back.
-        hosts = (frozenset(silent), tuple((each.name, each.state, each.cpus) for each in self._admission.table.hosts()))
+        whys = tuple(self._kinds.why_silent(driver) for driver in sorted({one.driver for one in self._made.values()}))
+        known = tuple((each.name, each.state, each.cpus) for each in self._admission.table.hosts())
+        hosts = (frozenset(silent), whys, known)
         if hosts != self._hosts:
             self._hosts = hosts
             self._queue.freed()
@@ -117,6 +137,18 @@ class Lines:
                 self._begin(run, self._attempts[run])
             found.append((run, action))
         return found
+
+    def _admit(self, waiting: Waiting, without: frozenset[str]) -> Answer:
+        run = self._runs[waiting.key]
+        name, kind = room_name(run, self._attempts[run]), self._made[run]
+        answer = self._admission.take(name, waiting.demand, without=without, only=self._kinds.only(kind.driver))
+        if isinstance(answer, Here) and kind.pooled:
+            if self._admission.take_addresses(name, waiting.demand.count) is None:
+                self._admission.give_back(name)
+                return NotNow("no address of the site's pool is free", frees=True)
+        elif isinstance(answer, NotNow) and (why := self._kinds.why_silent(kind.driver)):
+            return NotNow(f"{answer.reason}; {why}", frees=answer.frees)
+        return answer
 
     def waiting(self) -> Iterator[tuple[JobKey, str]]:
         """Yield those who wait, each with a sentence for its owner."""
@@ -130,6 +162,7 @@ class Lines:
             del self._runs[str(run)]
             self._queue.remove(str(run))
             self._attempts.pop(run, None)
+            self._made.pop(run, None)
 
     def failed(self, run: JobKey, host: str, why: str) -> None:
         """Note that a run's guests could not be made; the queue knows whether and when it is tried again."""
@@ -174,6 +207,7 @@ class Lines:
                 self._queue.remove(key)
                 del self._runs[key]
                 self._attempts.pop(run, None)
+                self._made.pop(run, None)
         self._begun &= set(alive)
         self._given_up = {run: why for run, why in self._given_up.items() if run in alive}
 
@@ -184,11 +218,11 @@ class Lines:
 
     def _waiting(self, job: PoolJob) -> Waiting:
         wish = job.wish.request if job.wish else None
-        asked = (wish.clone if wish else None) or self._clone
-        clone: Clone = "instant" if asked == "auto" else asked
+        kind = self._made[job.key] = self._kinds.of(wish)
         return Waiting(
             key=str(job.key),
-            clone=clone,
+            clone=kind.clone,
+            driver=kind.driver,
             image=wish.image if wish else "",
             demand=Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes),
             since_s=job.key.submit_s,

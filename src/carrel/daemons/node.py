@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import msgspec
@@ -25,6 +24,7 @@ from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.feeding import Feeding
 from carrel.daemons.journal import Journal
+from carrel.daemons.loading import load_driver
 from carrel.daemons.measure import Measures
 from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.peers import Peers, share
@@ -35,7 +35,7 @@ from carrel.errors import CarrelError, NodeFaultError
 from carrel.images.source import StoreImages
 from carrel.model.guest import Guest
 from carrel.model.report import NodeFacts, NodeReport
-from carrel.ports import Driver, DriverContext, LoadedDriver
+from carrel.ports import Driver, DriverContext
 from carrel.slurm import hostlist
 from carrel.slurm.client import SlurmClient
 
@@ -91,16 +91,7 @@ class Node:
         """
         name = name or self.config.guests.driver
         if name not in self.drivers:
-            points = entry_points(group="carrel.drivers")
-            if name not in points.names:
-                known = ", ".join(sorted(points.names))
-                raise NodeFaultError(f"node {self.name} has no guest driver '{name}'; known: {known}")
-            try:
-                loaded: type[LoadedDriver] = points[name].load()
-                driver: Driver = loaded.from_context(self._context(name))  # type: ignore[assignment]  # both protocols
-            except (ImportError, AttributeError) as error:
-                raise NodeFaultError(f"node {self.name}: guest driver '{name}' does not load: {error}") from error
-            self.drivers[name] = driver
+            self.drivers[name] = load_driver(name, self._context(name))
         return self.drivers[name]
 
     def _context(self, name: str) -> DriverContext:

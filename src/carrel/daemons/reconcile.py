@@ -20,15 +20,15 @@ from carrel.core import guestnodes as decide
 from carrel.core.guestdeeds import Action, OnJob, OnLine, OnName
 from carrel.core.guestnodes import Limits, World
 from carrel.core.queue import Cancel, Launch
+from carrel.daemons.kinds import Kinds, Remote
 from carrel.daemons.lines import Lines, Taken
 from carrel.daemons.patience import Patience
-from carrel.errors import UnreachableError
+from carrel.errors import CarrelError, NodeFaultError, UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, PoolJob, reservation_name, run_of_reservation
 from carrel.model.report import Event
-from carrel.slurm import hostlist
 from carrel.slurm.pool import SlurmPool
 
 SOON_S = 0.1
@@ -42,6 +42,9 @@ HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
 
 SWEEP_PERIOD_S = 60.0
+
+IN_QUEUE = deeds.FindRoom | deeds.Rest | deeds.GiveBackRoom
+"""Deeds on the queue, which belongs to one thread at a time."""
 
 _LOG = logging.getLogger("carrelctld")
 
@@ -64,6 +67,7 @@ class Reconciler:
         *,
         tell: Callable[[Event], None],
         pool: SlurmPool | None = None,
+        remotes: Mapping[str, Remote] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Ask nobody yet.
@@ -73,14 +77,18 @@ class Reconciler:
             admission: The hosts, and what is taken of them.
             tell: Takes what happened, for ``carrel job show``.
             pool: Slurm; that of the settings, if none is given.
+            remotes: Who speaks for hosts without a carreld, by the driver that makes guests there.
             clock: Returns the time, in seconds since the epoch.
         """
         mine = settings.guest_nodes
         self._settings = mine
-        self._limits = Limits(configuring_max_s=mine.configuring_max_s, start_max_s=mine.start_max_s)
+        self._limits = Limits(
+            configuring_max_s=mine.configuring_max_s, start_max_s=mine.start_max_s, join_max_s=mine.join_max_s
+        )
+        self._kinds = Kinds(settings, remotes or {}, has_addresses=admission.has_addresses)
         self._pool = pool or SlurmPool(settings.slurm, mine.partition)
         self._clock = clock
-        self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone, clock=clock)
+        self._lines = Lines(admission, settings.placement.launches, kinds=self._kinds, clock=clock)
         self._tell = tell
         self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
@@ -159,10 +167,11 @@ class Reconciler:
         taken = await asyncio.to_thread(self._lines.taken)
         look = await self._pool.look()
         heard = self._lately()
-        hosts = {name: each.report for name, each in heard.items()}
+        said = {name: each.report for name, each in heard.items()}
+        hosts = decide.judged(look, said, now_s=self._clock(), limits=self._limits)
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
-        world = self._world_of(look, taken, heard)
+        world = self._world_of(look, taken, hosts)
         self._patience.see(look, decide.released(world), world.now_s)
         self._publish(world)
         self._world = world = msgspec.structs.replace(world, settled=self._settled(heard))
@@ -187,15 +196,15 @@ class Reconciler:
         in_force = {name: orders.digest for name, orders in self._orders.items()}
         return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
 
-    def _world_of(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
+    def _world_of(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
         now_s = self._clock()
         return World(
             look=look,
             places=taken.places(look.cluster),
-            hosts={name: each.report for name, each in heard.items()},
+            hosts=hosts,
             settled=(),
             lost={
-                guest.node for name, each in self._heard.items() if name not in heard for guest in each.report.guests
+                guest.node for name, each in self._heard.items() if name not in hosts for guest in each.report.guests
             },
             begun=self._lines.begun(),
             given_up=self._lines.given_up() | self._patience.never_started(look),
@@ -207,8 +216,7 @@ class Reconciler:
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
-        names = hostlist.expand(self._settings.hosts)
-        return set(names) <= self._heard.keys() or (
+        return self._kinds.hosts <= self._heard.keys() or (
             self._began_s is not None and _now_s() - self._began_s > self._settings.host_silent_s
         )
 
@@ -252,7 +260,7 @@ class Reconciler:
         """Do what is due: side by side for several runs and names, one after another for each of them."""
         lines: dict[object, list[Action]] = {}
         for action in actions:
-            if not isinstance(action, deeds.GiveBackRoom):
+            if not isinstance(action, IN_QUEUE):
                 lines.setdefault(_subject(action), []).append(action)
         free = asyncio.Semaphore(COMMANDS_AT_ONCE)
 
@@ -262,8 +270,7 @@ class Reconciler:
 
         found = await asyncio.gather(*map(follow, lines.values()), return_exceptions=True)  # none goes on by itself
         done = [acted for line in found for acted in _unless_failed(line)]
-        # The queue belongs to one thread at a time.
-        return done + [await self._act(action, jobs) for action in actions if isinstance(action, deeds.GiveBackRoom)]
+        return done + [await self._act(action, jobs) for action in actions if isinstance(action, IN_QUEUE)]
 
     async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
         """Do one thing; return whether a look at once would show something new."""
@@ -302,7 +309,7 @@ class Reconciler:
     async def _act_in_line(self, action: OnLine, job: PoolJob) -> None:
         match action:
             case deeds.FindRoom():
-                self._lines.add(job, action)
+                await self._seek(action, job)
             case deeds.Tell():
                 await self._say(job, action.reason)
             case deeds.Rest():
@@ -314,6 +321,8 @@ class Reconciler:
     async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> bool:
         pool = self._pool
         match action:
+            case deeds.Point():
+                said = await pool.assign(action.node, address=action.address)
             case deeds.Open():
                 said = await pool.node(action.node, "resume", action.reason)
             case deeds.Close():
@@ -335,7 +344,7 @@ class Reconciler:
 
     async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
         """Take room for those whose turn it is, and say to the others why they wait."""
-        silent = frozenset(hostlist.expand(self._settings.hosts)) - hosts.keys()
+        silent = (self._kinds.hosts - hosts.keys()) | self._kinds.silent()
         found = await asyncio.to_thread(self._lines.launches, silent)
         for run, action in found:
             match action:
@@ -364,6 +373,15 @@ class Reconciler:
         self._patience.give_back(job.key)
         for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
             self._complain(action, await self._pool.node(name, "down", action.reason))
+
+    async def _seek(self, action: deeds.FindRoom, job: PoolJob) -> None:
+        """Let a job stand in line, unless no guests are made for what it asked for."""
+        try:
+            await asyncio.to_thread(self._lines.add, job, action)
+        except (NodeFaultError, UnreachableError) as error:  # the site's fault, which may be cured
+            await self._say(job, str(error))
+        except CarrelError as error:
+            await self._cancel(job, str(error))
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
@@ -422,7 +440,7 @@ class Reconciler:
 def _subject(action: Action) -> object:
     """Return what is to be done in order: all that concerns one run, or one name."""
     match action:
-        case deeds.Open() | deeds.Close() | deeds.PowerDown():
+        case deeds.Point() | deeds.Open() | deeds.Close() | deeds.PowerDown():
             return action.node
         case deeds.Unreserve():
             return run_of_reservation(action.reservation, "")

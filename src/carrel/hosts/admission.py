@@ -4,7 +4,7 @@ The calls block for as long as a transaction or the command takes: a daemon make
 """
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from random import SystemRandom
 
@@ -29,21 +29,45 @@ class Admission:
         self._sort = sort
         self._list = SharedList(Path(settings.addresses.list)) if settings.addresses.list else None
 
-    def take(self, run: str, demand: Demand, *, without: Collection[str] = ()) -> Answer:
+    def take(
+        self, run: str, demand: Demand, *, without: Collection[str] = (), only: Callable[[str], bool] | None = None
+    ) -> Answer:
         """Return where the guests of a run go, and take the places; a second call returns the same ones.
+
+        Args:
+            run: Its name.
+            demand: What it asks for.
+            without: Hosts that get no guest now.
+            only: Whether a host could ever carry such a guest; not even *never* depends on others. None: each could.
 
         Raises:
             RefusedError: the run was admitted with other guests.
             UnreachableError: the table cannot be read or written.
         """
+
+        def among(hosts: Iterable[Host]) -> list[Host]:
+            return [host for host in hosts if only is None or only(host.name)]
+
+        def place(hosts: placement.Hosts) -> Answer:
+            mine = hosts if only is None else self._sort(among(hosts))  # to sort is what takes long
+            return mine.place(demand, without=without)
+
         if not self._settings.command:
-            return self.table.take(run, demand, lambda hosts: hosts.place(demand, without=without))
+            return self.table.take(run, demand, place)
         # Nobody waits for a command within a transaction, so its answer is compared with what the hosts have by then.
         taken = self.table.places(run)
-        answer = Here(tuple(place.host for place in taken)) if taken else self._ask(run, demand, without)
+        answer: Answer = Here(tuple(place.host for place in taken))
+        if not taken:
+            answer = self._ask(run, demand, without, among(self.table.hosts()))
         if not isinstance(answer, Here):
             return answer
-        return self.table.take(run, demand, functools.partial(self._confirm, demand, without, answer))
+        here = answer
+        return self.table.take(run, demand, lambda hosts: self._confirm(demand, without, here, among(hosts)))
+
+    @property
+    def has_addresses(self) -> bool:
+        """Tell whether the site has a pool of addresses."""
+        return bool(self._list or self._settings.addresses.static)
 
     def take_addresses(self, run: str, count: int) -> tuple[str, ...] | None:
         """Return addresses of the pool for the guests of a run, the same ones each time; None: too few are free.
@@ -55,7 +79,9 @@ class Admission:
             UnreachableError: the table or the shared list cannot be read or written.
         """
         if self._list is not None:
-            return self._list.take(_job_id(run), count)
+            found = self._list.take(_job_id(run), count)
+            # Noted here too: what an earlier attempt of the job may still use is not given to a later one.
+            return None if found is None else self.table.take_addresses(run, count, found)
         if not self._settings.addresses.static:
             return ()
         return self.table.take_addresses(run, count, addresses.expand(self._settings.addresses.static))
@@ -79,15 +105,15 @@ class Admission:
         """Return where such guests would go now, and take nothing."""
         if not self._settings.command:
             return self._sort(self.table.hosts()).place(demand, without=without)
-        answer = self._ask("", demand, without)
+        answer = self._ask("", demand, without, self.table.hosts())
         return self._confirm(demand, without, answer, self.table.hosts()) if isinstance(answer, Here) else answer
 
-    def _ask(self, run: str, demand: Demand, without: Collection[str]) -> Answer:
+    def _ask(self, run: str, demand: Demand, without: Collection[str], hosts: Iterable[Host]) -> Answer:
         return external.ask(
             self._settings.command,
             run,
             demand,
-            self.table.hosts(),
+            hosts,
             overcommit=self._settings.overcommit,
             without=without,
             timeout_s=self._settings.command_timeout_s,

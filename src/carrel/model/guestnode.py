@@ -9,6 +9,7 @@ import msgspec
 
 from carrel.model.guest import GuestRequest
 from carrel.model.job import JobKey
+from carrel.model.template import Slurmd
 
 GuestNodeState = Literal["starting", "ready", "refused", "failed", "ended"]
 """``refused``: what was asked for cannot be had anywhere, such as an image that nobody has. ``failed``: by no wish of
@@ -33,6 +34,14 @@ class NodeOrder(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str = "/"
     join: bool = False
     """Slurm's record is ready for it: slurmd may be started under this name."""
+    port: int = 0
+    """Where a slurmd inside shall listen; 0: the cluster's ``SlurmdPort``."""
+    peers: tuple[tuple[str, int], ...] = ()
+    """The job's other nodes and their ports: an ``srun`` in a guest learns their addresses from Slurm, and no port."""
+    address: str = ""
+    """What a guest with a slurmd inside was given from the site's pool of addresses; empty: it finds its own."""
+    started: bool = False
+    """For a slurmd inside: the job has its nodes, so a guest that is not there is lost, and no new one is made."""
 
 
 class GuestNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +57,8 @@ class GuestNode(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float = 0.0
     """When this one was begun, by the host's clock: tells one that failed from the next."""
     ready_s: float = 0.0
+    address: str = ""
+    """Where slurmctld and srun reach a slurmd that is inside; empty: not known yet, or its slurmd is on the host."""
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +66,10 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str
     address: str
-    """Where slurmctld and srun reach the slurmds of its guests."""
+    """Where slurmctld and srun reach the slurmds of its guests; empty where each guest has its own inside."""
     guests: tuple[GuestNode, ...] = ()
+    slurmd: Slurmd = "host"
+    """Where the slurmds of its guests run."""
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

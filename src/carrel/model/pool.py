@@ -87,6 +87,8 @@ class PoolNode(msgspec.Struct, frozen=True, kw_only=True):
     """Slurm's words: ``IDLE``, ``CLOUD``, ``DRAIN``, ``POWERED_DOWN`` …"""
     address: str
     host_name: str
+    port: int = 0
+    """Of its slurmd; 0: the cluster's ``SlurmdPort``."""
 
     @property
     def resting(self) -> bool:
@@ -142,6 +144,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     cpus: int
     memory_bytes: int
+    address: str = ""
+    """From the site's pool of addresses, for its guest."""
 
 
 def _ranges(numbers: Sequence[int]) -> str:

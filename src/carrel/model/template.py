@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from carrel.model.guest import Clone
+
 Slurmd = Literal["host", "guest"]
 """Where the slurmd of a guest that is a node runs: beside it on its host, or inside."""
 
@@ -18,7 +20,7 @@ class GuestTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     template: str = ""
     """The VM that is cloned: its name, or its path in the inventory; ``{host}`` stands for the chosen host."""
-    clone: Literal["full", "linked", "instant"] = "full"
+    clone: Clone = "full"
     cpus: int | None = None
     """For a request that names no CPUs; one that does gets what it names."""
     memory_mib: int | None = None
@@ -57,3 +59,13 @@ class GuestTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A template of the guest's slurm.conf; empty: the built-in one."""
     trusted: bool = False
     """The site's word that no user of a guest made from it can become root there, so that it may hold the munge key."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller must know of a guest before it has a place, where a slurmd runs inside."""
+
+    clone: Clone
+    pooled: bool = False
+    """It needs an address of the site's pool: neither its network nor its template gives it one."""
+    slurm_conf: str = ""
+    """A file with the template of its slurm.conf; empty: the built-in one."""

@@ -184,9 +184,10 @@ class SlurmPool:
         """Let the job run in this reservation and nowhere else; empty: in none."""
         return await self._do("update", f"JobId={job.one}", f"Reservation={reservation}")
 
-    async def assign(self, node: str, *, address: str, host_name: str) -> str:
-        """Say on which host the node of this name is."""
-        return await self._do("update", f"NodeName={node}", f"NodeAddr={address}", f"NodeHostName={host_name}")
+    async def assign(self, node: str, *, address: str = "", host_name: str = "") -> str:
+        """Say on which host the node of this name is, and where it is reached; what is empty stays as it is."""
+        words = {"NodeAddr": address, "NodeHostName": host_name}
+        return await self._do("update", f"NodeName={node}", *(f"{key}={text}" for key, text in words.items() if text))
 
     async def reserve(self, name: str, user: str, nodes: Sequence[str]) -> str:
         """Keep these nodes for jobs of ``user`` that name the reservation."""
@@ -288,6 +289,7 @@ def _node(line: str) -> PoolNode:
             state=frozenset(words["State"].split("+")),
             address=words.get("NodeAddr", ""),
             host_name=words.get("NodeHostName", ""),
+            port=int(words.get("Port", "0")),
         )
     except KeyError as error:
         raise UnreachableError(f"slurm described a node without {error.args[0]}: {line[:80]!r}") from error

@@ -109,7 +109,7 @@ class Slurm(SlurmPool):
 
         return await self._change(set_it)
 
-    async def assign(self, node: str, *, address: str, host_name: str) -> str:
+    async def assign(self, node: str, *, address: str = "", host_name: str = "") -> str:
         return await self._change(lambda: self._node(node, address=address, host_name=host_name))
 
     async def reserve(self, name: str, user: str, nodes: Any) -> str:

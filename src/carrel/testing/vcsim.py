@@ -154,15 +154,31 @@ def make_folder(server: Vcsim, certificates: Certificates) -> None:
 
 def with_admin(port: int, certificates: Certificates, work: Callable[[Any], _T]) -> _T:
     """Do something at vCenter beside the driver."""
-    from pyVim.connect import Disconnect, SmartConnect  # noqa: PLC0415  # an extra
+    from pyVim.connect import Disconnect  # noqa: PLC0415  # an extra
 
-    context = ssl.create_default_context(cafile=certificates.ca)
-    instance = SmartConnect(host="127.0.0.1", port=port, user=USER, pwd=PASSWORD, sslContext=context)
+    instance = connect(port, certificates)
     try:
         return work(instance)
     finally:
         Disconnect(instance)
         instance._stub.DropConnections()  # noqa: SLF001  # nothing else closes them
+
+
+def connect(port: int, certificates: Certificates) -> Any:
+    """Return a session of vCenter's administrator."""
+    from pyVim.connect import SmartConnect  # noqa: PLC0415  # an extra
+
+    context = ssl.create_default_context(cafile=certificates.ca)
+    return SmartConnect(host="127.0.0.1", port=port, user=USER, pwd=PASSWORD, sslContext=context)
+
+
+def set_address(instance: Any, path: str, address: str) -> None:
+    """Say what VMware's tools in a guest would say; vcsim takes it from this key."""
+    from pyVmomi import vim  # noqa: PLC0415  # an extra
+
+    told = vim.option.OptionValue(key="SET.guest.ipAddress", value=address)
+    machine = instance.content.searchIndex.FindByInventoryPath(path)
+    done(machine.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[told])))
 
 
 def done(task: Any) -> Any:

@@ -30,7 +30,7 @@ from carrel.drivers.vsphere.vcenter import GoneError, Seen, Vcenter
 from carrel.errors import CarrelError, NoAddressError, NodeFaultError, NotFoundError, RefusedError, UnreachableError
 from carrel.model.guest import Counters, Entry, Guest, GuestRequest, GuestSpec, IsNode
 from carrel.model.host import Host
-from carrel.model.template import GuestTemplate
+from carrel.model.template import GuestTemplate, Recipe
 from carrel.ports import DriverContext
 
 NAME = "vsphere"
@@ -105,6 +105,18 @@ class VsphereDriver:
                 f"guest {name} is not destroyed after {DESTROY_TIMEOUT_S:g} s; see vCenter"
             ) from error
         self._locks.pop(name, None)
+
+    def recipe(self, request: GuestRequest) -> Recipe:
+        """Return how a guest of this request is made, unless it may not hold the key or asks for what is not there."""
+        template = self._section(request)
+        if request.clone not in {None, "auto", template.clone}:
+            raise RefusedError(
+                f"--guest-clone={request.clone}: guests of {request.image} are {template.clone} clones; leave it out"
+            )
+        if request.mounts:
+            raise RefusedError("--guest-mount: a guest on vSphere sees no directory of a host; leave it out")
+        pooled = not template.dhcp and not template.address
+        return Recipe(clone=template.clone, pooled=pooled, slurm_conf=template.slurm_conf)
 
     async def enter(self, name: str, port: str) -> Entry:  # noqa: ARG002  # every task comes by the guest's own slurmd
         """Return the guest's name in Slurm: no agent of ours is in it, and tasks come in by its own slurmd."""
@@ -221,17 +233,31 @@ class VsphereDriver:
         """Return how the guest is made.
 
         Raises:
-            RefusedError: it cannot be, or may not: what is cloned has the munge key in it, as its slurmd runs inside.
+            RefusedError: it cannot be, or may not.
         """
-        template = templates.for_guest(self._templates().section(spec.image_name), host=spec.node)
-        where = f"{self._settings.template_file}: {spec.image_name}"
-        templates.refuse_incomplete(template, where=where)
-        # The template file is the site's own, and so is the script that it may name.
-        trust = ImageTrust(name=spec.image_name, from_site=True, trusted=template.trusted)
-        refuse_key(GuestRequest(image=spec.image_name, root=spec.root), trust, slurmd="guest")
+        section = self._section(GuestRequest(image=spec.image_name, root=spec.root))
+        template = templates.for_guest(section, host=spec.node)
         if not template.dhcp and not (spec.address or template.address):
-            raise RefusedError(f"{where} has dhcp = false, and guest {spec.name} was given no address")
+            raise RefusedError(
+                f"{self._where(spec.image_name)} has dhcp = false, and guest {spec.name} was given no address"
+            )
         return template
+
+    def _section(self, request: GuestRequest) -> GuestTemplate:
+        """Return the section of the template file that a request names.
+
+        Raises:
+            RefusedError: its guests may not be: what is cloned has the munge key in it, as its slurmd runs inside.
+        """
+        template = self._templates().section(request.image)
+        templates.refuse_incomplete(template, where=self._where(request.image))
+        # The template file is the site's own, and so is the script that it may name.
+        trust = ImageTrust(name=request.image, from_site=True, trusted=template.trusted)
+        refuse_key(request, trust, slurmd="guest")
+        return template
+
+    def _where(self, section: str) -> str:
+        return f"{self._settings.template_file}: {section}"
 
     async def _clone(self, spec: GuestSpec, template: GuestTemplate, source: Source) -> tuple[Seen, Guest]:
         making = self._making.get(spec.name)
