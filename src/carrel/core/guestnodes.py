@@ -126,7 +126,7 @@ def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
     for job in world.look.jobs:
         if not job.alive or job.wish is None:
             continue
-        nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
+        nodes = [node for node in world.run_nodes(job.key) if _on(world, job.key, node, host)]
         size = next(iter(world.run_places(job.key)), None) if nodes else None
         if size is None:
             continue
@@ -241,7 +241,7 @@ def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequenc
     if not _is_room(job, places) or len(nodes) != job.nodes:
         return False
     wanted = sorted(place.host for place in places)
-    pointed = sorted(host for node in nodes for host in world.hosts if _on(world, node, host))
+    pointed = sorted(host for node in nodes for host in world.hosts if _on(world, job.key, node, host))
     return wanted == pointed
 
 
@@ -282,9 +282,12 @@ def _may_join(job: PoolJob, node: PoolNode) -> bool:
     return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
 
 
-def _on(world: World, node: PoolNode, host: str) -> bool:
+def _on(world: World, run: JobKey, node: PoolNode, host: str) -> bool:
     report = world.hosts.get(host)
-    return report is not None and (node.address, node.host_name) == (report.address, host)
+    if report is None or (node.address, node.host_name) == (report.address, host):
+        return report is not None
+    # When slurmd registers, newer releases (24.11) put what it says of itself in place of what they were told.
+    return not node.resting and any((guest.run, guest.node) == (run, node.name) for guest in report.guests)
 
 
 # -- what is left of runs that are gone, and names that rest -----------------------------------------------------------
