@@ -60,7 +60,7 @@ def test_what_cannot_be_executed_ends_with_the_words_of_slurmstepd(
 ) -> None:
     seen = one_task(sandbox, user, job, command, "argument")
     assert seen.status in {2, 13}
-    assert "slurmstepd-c1: error: execve(): " in seen.stderr
+    assert "slurmstepd: error: execve(): " in seen.stderr
 
 
 def test_a_script_without_its_interpreter_ends_with_the_words_of_slurmstepd(

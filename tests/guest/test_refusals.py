@@ -27,7 +27,7 @@ _SLURMS_FRAME = re.compile(
     r"|spank: required plugin .* failed with rc=-1"
     r"|Plugin stack post-option processing failed\.)"
     r"|srun: job J (queued and waiting for|has been allocated) resources"
-    r"|slurmstepd-c1: error: (spank: required plugin .* failed with rc=-1|Failed to invoke spank plugin stack)"
+    r"|slurmstepd: error: (spank: required plugin .* failed with rc=-1|Failed to invoke spank plugin stack)"
 )
 
 

@@ -190,6 +190,15 @@ def test_a_job_is_released_when_every_guest_is_ready_and_every_slurmd_has_regist
     assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN+NOT_RESPONDING", on="h1"),))) == []
 
 
+def test_a_name_whose_slurmd_renamed_its_host_is_where_its_runs_guest_is_carried() -> None:
+    renamed = node("v1", "IDLE+CLOUD", on="h9")
+    assert kinds(ready(nodes=(renamed,))) == ["Release"]
+    assert [order.node for order in decide.orders(ready(nodes=(renamed,)), "h1")] == ["v1"]
+    assert decide.orders(ready(nodes=(renamed,)), "h2") == ()
+    assert "Unreserve" in kinds(ready(nodes=(renamed,), guests={"h1": (guest(run=NEXT_RUN),)}))
+    assert "Unreserve" in kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),)))
+
+
 def test_a_released_job_that_waits_for_the_scheduler_is_left_alone() -> None:
     waiting = job(reason="None", reservation=reservation_name(RUN))
     found = world(waiting, nodes=(OPEN,), places=(place(),), reserved={RUN: ("v1",)}, guests={"h1": (guest(),)})

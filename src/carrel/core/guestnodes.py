@@ -107,10 +107,13 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         """Return, by name, what hosts carry of the run."""
         return self._guests_by_run.get(run, {})
 
-    def host_of(self, node: PoolNode) -> str:
-        """Return the host that a name points at; empty: at none that was heard lately."""
+    def host_of(self, run: JobKey, node: PoolNode) -> str:
+        """Return the host that a name of this run is on; empty: on none that was heard lately."""
         report = self.hosts.get(node.host_name)
-        return report.host if report and standing.of(report).is_on(node, report) else ""
+        if report and standing.of(report).is_on(node, report):
+            return report.host
+        # When slurmd registers, newer releases (24.11) put what it says of itself in place of what they were told.
+        return "" if node.resting else self._host_by_guest.get((run, node.name), "")
 
     @cached_property
     def reserved(self) -> frozenset[str]:
@@ -145,6 +148,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         return found
 
     @cached_property
+    def _host_by_guest(self) -> dict[tuple[JobKey, str], str]:
+        return {(guest.run, guest.node): report.host for report in self.hosts.values() for guest in report.guests}
+
+    @cached_property
     def _guests_by_run(self) -> dict[JobKey, dict[str, GuestNode]]:
         found: dict[JobKey, dict[str, GuestNode]] = {}
         for report in self.hosts.values():
@@ -177,7 +184,7 @@ def _orders(world: World, job: PoolJob) -> list[NodeOrder]:
     nodes, room = world.run_nodes(job.key), list(world.run_places(job.key))
     found = []
     for node in nodes:
-        host = world.host_of(node)
+        host = world.host_of(job.key, node)
         place = next((place for place in room if place.host == host), None)
         if place is None:  # where names and room differ, the run begins anew
             continue
@@ -336,7 +343,7 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
         opened = [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
-        return [*opened, *_astray(world, nodes)]
+        return [*opened, *_astray(world, job.key, nodes)]
     if carried or not {place.host for place in places} <= set(world.settled):
         return []  # of an earlier attempt: a second guest beside it would take room that nobody counted
     if places and (job.key not in world.begun or not _is_room(job, places)):
@@ -351,10 +358,10 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]
 
 
-def _astray(world: World, nodes: Sequence[PoolNode]) -> Iterator[Point]:
+def _astray(world: World, run: JobKey, nodes: Sequence[PoolNode]) -> Iterator[Point]:
     """Yield what points names at the addresses that their guests have got meanwhile."""
     for node in nodes:
-        address = _address(world, node)
+        address = _address(world, run, node)
         if address and node.address != address:
             yield Point(node.name, address, "its guest has this address")
 
@@ -377,7 +384,7 @@ def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequenc
     if not _is_room(job, places) or len(nodes) != job.nodes:
         return False
     wanted = sorted(place.host for place in places)
-    return wanted == sorted(world.host_of(node) for node in nodes)
+    return wanted == sorted(world.host_of(job.key, node) for node in nodes)
 
 
 def _is_size(place: Place, job: PoolJob) -> bool:
@@ -391,7 +398,7 @@ def _ready(world: World, job: PoolJob) -> bool:
         and job.reservation == reservation_name(job.key)
         and _fits(world, job, nodes, world.run_places(job.key))
         and all(node.joined and not node.closed and not node.busy for node in nodes)
-        and all(node.address == _address(world, node) for node in nodes)
+        and all(node.address == _address(world, job.key, node) for node in nodes)
         and all(node.name in carried and carried[node.name].state == "ready" for node in nodes)
     )
 
@@ -421,13 +428,14 @@ def _may_join(job: PoolJob, node: PoolNode) -> bool:
     return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
 
 
-def _address(world: World, node: PoolNode) -> str:
+def _address(world: World, run: JobKey, node: PoolNode) -> str:
     """Return where the slurmd of this name is; empty: nobody knows."""
-    report = world.hosts.get(node.host_name)
+    report = world.hosts.get(world.host_of(run, node))
     if report is None:
         return ""
-    guest = next((guest for guest in report.guests if guest.node == node.name), None)
-    return standing.of(report).address(report, guest)
+    if report.host != node.host_name:  # its slurmd has registered, and said by itself where it is
+        return node.address
+    return standing.of(report).address(report, world.carried(run).get(node.name))
 
 
 # -- what is left of runs that are gone, and names that rest -----------------------------------------------------------

@@ -187,7 +187,7 @@ def _pool(place: Place) -> str:
 
 def cgroup_conf(spec: Spec) -> str:
     """Return cgroup.conf."""
-    lines = ["CgroupPlugin=cgroup/v1", "CgroupAutomount=no"]
+    lines = ["CgroupPlugin=cgroup/v1"]
     if spec.proctrack == "cgroup":
         lines += ["ConstrainCores=yes", "ConstrainRAMSpace=yes"]
     return "\n".join(lines) + "\n"

@@ -112,9 +112,16 @@ def outcome(
 def normal(text: str) -> str:
     """Return text without the words that differ from run to run: ids of jobs and steps, process ids, times.
 
+    Slurm 26.05 begins a step's complaints with the time, earlier releases with the name of its manager.
+
     >>> normal("slurmstepd-c1: error: *** STEP 12.0 ON c1 CANCELLED AT 2026-11-21T00:31:06 ***")
-    'slurmstepd-c1: error: *** STEP J.S ON c1 CANCELLED AT T ***'
+    'slurmstepd: error: *** STEP J.S ON c1 CANCELLED AT T ***'
+    >>> normal("[2026-11-21T00:31:06.123] error: execve(): x: No such file or directory")
+    'slurmstepd: error: execve(): x: No such file or directory'
     """
+    text = re.sub(
+        r"^(?:slurmstepd-\S+:|\[\d{4}-\d\d-\d\dT[\d:.]+\]) error: ", "slurmstepd: error: ", text, flags=re.MULTILINE
+    )
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "T", text)
     text = re.sub(r"\b(StepId=|step )\d+\.(\w+)", r"\1J.S", text, flags=re.IGNORECASE)
     text = re.sub(r"\b(job |jobid |allocation |JobId=)\d+", r"\1J", text, flags=re.IGNORECASE)

@@ -77,6 +77,7 @@ async def _make(
         stack.callback(os.close, ram)
         state = os.open(new / "state", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, state)
+        os.fchmod(state, 0o444)  # a clone's QEMU, its user's, may open it anew; only carreld gets at its name
         async with _guest(
             conditions, directory, new, settings=settings, user=user, image=image, kernel=kernel, ram=ram
         ):

@@ -126,8 +126,12 @@ class Monitor:
         """
         await self._ignore_shared()
         self._client.send_fd_scm(state)
-        await self._execute("getfd", fdname="state")
-        await self._execute("migrate", uri="fd:state")
+        if self._has_file_migration:
+            found = await self._execute("add-fd")
+            await self._execute("migrate", uri=f"file:/dev/fdset/{found['fdset-id']}")
+        else:
+            await self._execute("getfd", fdname="state")
+            await self._execute("migrate", uri="fd:state")
         await self._until_migrated()
 
     async def restore(self, state: int) -> None:
@@ -144,7 +148,8 @@ class Monitor:
         while not await self._has_control():  # noqa: ASYNC110  # another process makes it so
             await asyncio.sleep(LOOK_PERIOD_S)
         await self._ignore_shared()
-        await self._execute("migrate-incoming", uri=f"fd:{state}")
+        uri = f"file:/proc/self/fd/{state}" if self._has_file_migration else f"fd:{state}"
+        await self._execute("migrate-incoming", uri=uri)
 
     async def grow(self, size_bytes: int) -> None:
         """Plug this much memory in all into a guest that was made from a template; wait until the guest has it.
@@ -161,6 +166,13 @@ class Monitor:
             if time.monotonic() > deadline:
                 raise UnreachableError(f"the guest took no further {size_bytes // 2**20} MiB of memory")
             await asyncio.sleep(LOOK_PERIOD_S)
+
+    @property
+    def _has_file_migration(self) -> bool:
+        """QEMU 9.1 learned ``file:`` on a set of descriptors, and 11 no longer takes a file for ``fd:``."""
+        greeting = self._client.greeting
+        version: Any = greeting.QMP.version["qemu"] if greeting else {"major": 0}
+        return bool(version["major"] >= 10)
 
     async def _has_control(self) -> bool:
         chardevs: Any = await self._execute("query-chardev")
