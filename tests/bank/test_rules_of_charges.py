@@ -145,6 +145,27 @@ class TestCharges(Rules):
         assert [teller.amounts(name)[0] for name in ("old", "bystander")] == [1, 0]
         assert teller.refused(Refund, run="r", amount_micro_su=1, successor="nobody").why == "unknown"
 
+    def test_a_successor_may_be_of_another_account(self, teller: Teller) -> None:
+        teller.open(10, name="old", end_s=NOW_S + 10)
+        teller.open(0, name="foreign", project="biology")
+        teller.running("r", 10)
+        teller.do(Settle, run="r", amount_micro_su=10)
+        teller.clock.now_s += 10
+        teller.do(Refund, run="r", amount_micro_su=4, successor="foreign")
+        assert (teller.amounts("old"), teller.amounts("foreign")) == ((0, 0, 6, 0), (4, 0, 0, 0))
+
+    def test_what_a_correction_refunds_again_stays_with_the_one_that_paid_also_where_it_has_ended(
+        self, teller: Teller
+    ) -> None:
+        teller.open(0, name="bystander")
+        teller.open(10, end_s=NOW_S + 10)
+        teller.running("r", 10)
+        teller.do(Settle, run="r", amount_micro_su=10)
+        teller.clock.now_s += 10
+        teller.do(Refund, run="r", amount_micro_su=4)
+        teller.do(Correct, run="r", amount_micro_su=7)
+        assert (teller.amounts("bystander"), teller.amounts()) == ((0, 0, 0, 0), (7, 0, 3, 0))
+
     def test_only_what_was_charged_is_refunded_or_corrected(self, teller: Teller) -> None:
         teller.open(10)
         teller.running("r", 5)
