@@ -131,6 +131,18 @@ class TestWhoPays(Rules):
         teller.ledger.submit(commands).result()
         assert (teller.amounts("a")[1], teller.amounts("b")[1]) == (1, 1)
 
+    def test_among_equals_the_one_that_was_opened_first_pays_whatever_else_a_batch_is_about(
+        self, teller: Teller
+    ) -> None:
+        for name in "ab":
+            teller.open(10, name=name)
+        commands = [
+            teller.make(Deposit, allocation="b", amount_micro_su=1),
+            teller.make(Place, token="t", amount_micro_su=1),
+        ]
+        teller.ledger.submit(commands).result()
+        assert (teller.amounts("a")[1], teller.amounts("b")[1]) == (1, 0)
+
     def test_an_allocation_that_opens_in_a_batch_pays_in_it(self, teller: Teller) -> None:
         teller.open(1)
         commands = [

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from carrel.bank.sqlite import SqliteStore
+from carrel.core.book import KINDS, Account, Book, Posting
 from carrel.model.ledger import (
     Adjust,
     Backfill,
@@ -145,6 +146,27 @@ class TestCharges(Rules):
         assert [teller.amounts(name)[0] for name in ("old", "bystander")] == [1, 0]
         assert teller.refused(Refund, run="r", amount_micro_su=1, successor="nobody").why == "unknown"
 
+    def test_a_successor_may_be_of_another_account(self, teller: Teller) -> None:
+        teller.open(10, name="old", end_s=NOW_S + 10)
+        teller.open(0, name="foreign", project="biology")
+        teller.running("r", 10)
+        teller.do(Settle, run="r", amount_micro_su=10)
+        teller.clock.now_s += 10
+        teller.do(Refund, run="r", amount_micro_su=4, successor="foreign")
+        assert (teller.amounts("old"), teller.amounts("foreign")) == ((0, 0, 6, 0), (4, 0, 0, 0))
+
+    def test_what_a_correction_refunds_again_stays_with_the_one_that_paid_also_where_it_has_ended(
+        self, teller: Teller
+    ) -> None:
+        teller.open(0, name="bystander")
+        teller.open(10, end_s=NOW_S + 10)
+        teller.running("r", 10)
+        teller.do(Settle, run="r", amount_micro_su=10)
+        teller.clock.now_s += 10
+        teller.do(Refund, run="r", amount_micro_su=4)
+        teller.do(Correct, run="r", amount_micro_su=7)
+        assert (teller.amounts("bystander"), teller.amounts()) == ((0, 0, 0, 0), (7, 0, 3, 0))
+
     def test_only_what_was_charged_is_refunded_or_corrected(self, teller: Teller) -> None:
         teller.open(10)
         teller.running("r", 5)
@@ -175,6 +197,19 @@ class TestCharges(Rules):
         assert teller.lien(run="r").state == "part_refunded"
         teller.do(Correct, run="r", amount_micro_su=12)
         assert teller.amounts("first") == (4, 0, 6, 0)
+
+    def test_a_charge_may_be_corrected_again_and_again_in_one_batch(self, teller: Teller) -> None:
+        teller.open(100)
+        teller.running("r", 50)
+        commands = [
+            teller.make(Settle, run="r", amount_micro_su=30),
+            teller.make(Correct, run="r", amount_micro_su=20),
+            teller.make(Refund, run="r", amount_micro_su=5),
+            teller.make(Correct, run="r", amount_micro_su=40),
+            teller.make(Correct, run="r", amount_micro_su=10),
+        ]
+        assert all(isinstance(answer, Receipt) for answer in teller.ledger.submit(commands).result())
+        assert teller.amounts() == (95, 0, 5, 0)
 
     def test_a_correction_beyond_all_there_is_is_owed_and_flagged(self, teller: Teller) -> None:
         teller.open(10)
@@ -222,6 +257,13 @@ class TestTime(Rules):
         assert teller.do(Sweep).seq == swept.seq
         assert teller.do(CarryOver, source="grant", target="one", amount_micro_su=100).amount_micro_su == 100
         assert teller.amounts("one")[0] == 107
+        assert teller.journal()[-1] == ("carry_over", 0, "")
+
+    def test_a_sweep_leaves_what_was_placed_in_its_own_batch(self, teller: Teller) -> None:
+        teller.open(100)
+        commands = [teller.make(Place, token="t", amount_micro_su=1), teller.make(Sweep)]
+        teller.ledger.submit(commands).result()
+        assert teller.lien(token="t").state == "unbound"
 
     @pytest.mark.parametrize(("liens", "ended", "more"), [(2, 0, True), (0, 2, True), (1, 1, False)])
     def test_a_sweep_that_reached_its_limit_says_so(
@@ -247,6 +289,15 @@ class TestTime(Rules):
 
 
 class TestJournal(Rules):
+    def test_what_only_a_bug_of_ours_would_write_is_not_written(self) -> None:
+        book = Book(now_s=NOW_S, seq=0, last_hash=bytes(32), last_lien=0, last_allocation=1)
+        book.accounts = {number: Account(id=number, allocation=1, kind=kind) for number, kind in enumerate(KINDS, 4)}
+        with pytest.raises(RuntimeError, match="of kind place sums to 1, not to nil"):
+            book.post(Posting("place", "k", "{}"), {4: 2, 5: -1})
+        with pytest.raises(RuntimeError, match="of kind place would overdraw account 4"):
+            book.post(Posting("place", "k", "{}"), {4: -1, 5: 1})
+        assert (book.txns, book.changed[Account]) == ([], {})
+
     def test_each_command_is_written_under_its_own_name(self, teller: Teller) -> None:
         for kind, fields in (
             (OpenProject, {"project": "physics"}),

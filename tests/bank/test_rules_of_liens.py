@@ -148,6 +148,12 @@ class TestLiens(Rules):
         teller.do(Reprice, run="r", amount_micro_su=11)
         assert teller.legs("r") == [("first", 10, 0, 0), ("second", 1, 0, 0), ("third", 0, 0, 0)]
 
+    def test_an_array_is_lowered_by_all_its_units(self, teller: Teller) -> None:
+        teller.open(100)
+        teller.do(Place, token="t", amount_micro_su=10, units=3)
+        assert teller.do(Reprice, token="t", amount_micro_su=4).amount_micro_su == 12
+        assert teller.amounts() == (88, 12, 0, 0)
+
     def test_a_raise_that_is_not_covered_is_left_or_owed_as_was_asked_and_flagged(self, teller: Teller) -> None:
         teller.open(10)
         teller.do(Place, token="t", amount_micro_su=4, units=2)

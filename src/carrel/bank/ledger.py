@@ -50,8 +50,10 @@ def asked(command: AnyCommand | bytes) -> Asked:
         UsageError: it has an unknown field, a wrong type, or a value out of bounds.
     """
     try:
-        known = _decoder.decode(command if isinstance(command, bytes) else _encoder.encode(command))
-        request = _encoder.encode(known)
+        given = command if isinstance(command, bytes) else _encoder.encode(command)
+        known = _decoder.decode(given)
+        # One form only: what came as JSON may have its fields in any order.
+        request = _encoder.encode(known) if isinstance(command, bytes) else given
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"not a command of the ledger: {str(error).replace('`', '').lower()}") from error
     if len(request) > REQUEST_BYTES:

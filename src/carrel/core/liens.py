@@ -29,7 +29,7 @@ def quote(book: Book, command: Quote, request: str) -> Receipt:
     project_of(book, command.project)
     _unused(book, command)
     _whole(command.amount_micro_su, command.units)
-    lien = _new(book, command, "quoted")
+    lien = _new(book, command)
     book.post(Posting("quote", command.key, request, lien.id), {})
     return receipt(book, lien, command.amount_micro_su * command.units)
 
@@ -44,7 +44,7 @@ def place(book: Book, command: Place, request: str) -> Receipt:
     elif not _honours(quoted, command, book.now_s):
         refuse("state", f"token '{command.token}' was quoted otherwise, or the quote ran out; ask for a new quote")
     parts = demand(book, command.project, command.user, whole)
-    lien = quoted if quoted is not None else _new(book, command, "unbound")
+    lien = quoted if quoted is not None else _new(book, command)
     lien.state = "unbound"
     lien.expires_s = book.now_s + command.ttl_s
     set_aside(book, lien, parts, Posting("place", command.key, request, lien.id))
@@ -154,8 +154,8 @@ def set_aside(book: Book, lien: Lien, parts: dict[int, int], posting: Posting) -
 
 def _move_lien(moves: dict[int, int], allocation: int, amount: int) -> None:
     number = allocation * ACCOUNTS_EACH
-    moves[number] = moves.get(number, 0) - amount
-    moves[number + 1] = moves.get(number + 1, 0) + amount
+    moves[number] = -amount
+    moves[number + 1] = amount
 
 
 def _raise_parts(
@@ -189,9 +189,7 @@ def _to_price(
     else:
         less = (lien.unit - command.amount_micro_su) * lien.units
         lien.unit = command.amount_micro_su
-        if less > 0:
-            parts = _from_the_tail(book, lien, less)
-        flags = set_aside(book, lien, parts, posting)
+        flags = set_aside(book, lien, parts or _from_the_tail(book, lien, less), posting)
     for flag in flags.split():
         lien.flags = joined(lien.flags, flag)
     book.touch(lien)
@@ -218,7 +216,7 @@ def _split(book: Book, lien: Lien) -> Lien:
         job_id=lien.job_id,
         project=lien.project,
         user=lien.user,
-        state="bound",
+        state=lien.state,
         units=1,
         unit=lien.unit,
         parent=lien.id,
@@ -241,7 +239,7 @@ def _split(book: Book, lien: Lien) -> Lien:
     return child
 
 
-def _new(book: Book, command: Quote | Place, state: str) -> Lien:
+def _new(book: Book, command: Quote | Place) -> Lien:
     return book.new_lien(
         cluster=command.cluster,
         token_ref=token_ref(command.cluster, command.token, command.het_offset),
@@ -249,7 +247,7 @@ def _new(book: Book, command: Quote | Place, state: str) -> Lien:
         job_id=0,
         project=command.project,
         user=command.user,
-        state=state,
+        state="quoted",
         units=command.units,
         unit=command.amount_micro_su,
         expires_s=book.now_s + command.ttl_s,

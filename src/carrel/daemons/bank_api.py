@@ -5,6 +5,7 @@ often it is sent, and answered alike.
 """
 
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -99,6 +100,23 @@ _REFUSALS = _ERRORS | {
 }
 
 
+class StrictRequest(Request[Any, Any, Any]):
+    """Takes a body to the letter, and decodes it once: Litestar would take ``"5"`` and ``5.0`` for an amount."""
+
+    async def json(self) -> Any:
+        """Return the body as what the handler takes."""
+        field = self.route_handler.parsed_data_field
+        try:
+            return _decoder(field.annotation if field else Any).decode(await self.body())
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise UsageError(str(error).replace("`", "'").lower()) from error
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
 async def _met(request: AnyRequest) -> tuple[Desk, Person]:
     """Return the desk and who stands before it."""
     desk: Desk | None = request.app.state.desk
@@ -108,21 +126,10 @@ async def _met(request: AnyRequest) -> tuple[Desk, Person]:
     return desk, await desk.callers.person(request)
 
 
-async def _admin(request: AnyRequest, what: str, kind: Any = None) -> tuple[Desk, Person]:
-    """Return the desk and who stands before it, if they may change something.
-
-    Args:
-        request: The request.
-        what: They may do; for the sentence where they may not.
-        kind: What its body must be to the letter: Litestar would take ``"5"`` and ``5.0`` for an amount.
-    """
+async def _admin(request: AnyRequest, what: str) -> tuple[Desk, Person]:
+    """Return the desk and who stands before it, if they may change something; ``what`` is for the sentence if not."""
     desk, person = await _met(request)
     admins_only(person.writes, what)
-    if kind is not None:
-        try:
-            msgspec.json.decode(await request.body(), type=kind)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise UsageError(str(error).replace("`", "'").lower()) from error
     return desk, person
 
 
@@ -140,7 +147,7 @@ async def show_account(request: AnyRequest, account: FromPath[str]) -> views.Acc
 
 @post("/accounts", summary="Open an account", responses=_REFUSALS)
 async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key) -> Receipt:
-    desk, person = await _admin(request, "open an account", NewAccount)
+    desk, person = await _admin(request, "open an account")
     return await desk.do(
         OpenProject(
             key=key, actor=person.actor, project=data.account, parent=data.parent, cap_micro_su=data.cap_micro_su
@@ -155,7 +162,7 @@ async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key
     responses=_REFUSALS,
 )
 async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[NewCap], key: Key) -> Receipt:
-    desk, person = await _admin(request, "set a cap", NewCap)
+    desk, person = await _admin(request, "set a cap")
     return await desk.do(
         SetCap(
             key=key,
@@ -172,7 +179,7 @@ async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[Ne
 async def open_allocation(
     request: AnyRequest, account: FromPath[str], data: JSONBody[NewAllocation], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "open an allocation", NewAllocation)
+    desk, person = await _admin(request, "open an allocation")
     return await desk.do(
         OpenAllocation(key=key, actor=person.actor, project=account, allocation=data.allocation, **_terms(data))
     )
@@ -185,7 +192,7 @@ async def open_allocation(
     responses=_REFUSALS,
 )
 async def set_terms(request: AnyRequest, allocation: FromPath[str], data: JSONBody[NewTerms], key: Key) -> Receipt:
-    desk, person = await _admin(request, "change an allocation", NewTerms)
+    desk, person = await _admin(request, "change an allocation")
     return await desk.do(
         SetTerms(key=key, actor=person.actor, allocation=allocation, reason=data.reason, **_terms(data))
     )
@@ -193,7 +200,7 @@ async def set_terms(request: AnyRequest, allocation: FromPath[str], data: JSONBo
 
 @post("/accounts/{account:str}/deposits", summary="Deposit", responses=_REFUSALS)
 async def deposit(request: AnyRequest, account: FromPath[str], data: JSONBody[Gift], key: Key) -> Receipt:
-    desk, person = await _admin(request, "deposit", Gift)
+    desk, person = await _admin(request, "deposit")
     one = await desk.allocation(person, account, data.allocation)
     return await desk.do(
         Deposit(
@@ -208,7 +215,7 @@ async def deposit(request: AnyRequest, account: FromPath[str], data: JSONBody[Gi
 
 @post("/accounts/{account:str}/adjustments", summary="Add or take, by decision", responses=_REFUSALS)
 async def adjust(request: AnyRequest, account: FromPath[str], data: JSONBody[Adjustment], key: Key) -> Receipt:
-    desk, person = await _admin(request, "adjust an account", Adjustment)
+    desk, person = await _admin(request, "adjust an account")
     one = await desk.allocation(person, account, data.allocation)
     return await desk.do(
         Adjust(
@@ -223,7 +230,7 @@ async def adjust(request: AnyRequest, account: FromPath[str], data: JSONBody[Adj
 
 @post("/transfers", summary="Move what is available from one account to another", responses=_REFUSALS)
 async def transfer(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "transfer", Move)
+    desk, person = await _admin(request, "transfer")
     source = await desk.allocation(person, data.source, data.source_allocation)
     target = await desk.allocation(person, data.target, data.target_allocation)
     return await desk.do(
@@ -240,7 +247,7 @@ async def transfer(request: AnyRequest, data: JSONBody[Move], key: Key) -> Recei
 
 @post("/carry-overs", summary="Give what expired in one allocation to another", responses=_REFUSALS)
 async def carry_over(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "carry over", Move)
+    desk, person = await _admin(request, "carry over")
     if not data.source_allocation:
         raise UsageError("name the allocation that ended: source_allocation")
     source = await desk.allocation(person, data.source, data.source_allocation)
@@ -317,7 +324,7 @@ async def show_charge(request: AnyRequest, cluster: FromPath[str], run: FromPath
 async def refund(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[GiveBack], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "refund", GiveBack)
+    desk, person = await _admin(request, "refund")
     return await desk.do(
         Refund(
             key=key,
@@ -335,7 +342,7 @@ async def refund(
 async def correct(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Correction], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "correct a charge", Correction)
+    desk, person = await _admin(request, "correct a charge")
     return await desk.do(
         Correct(
             key=key,
@@ -350,7 +357,7 @@ async def correct(
 
 @post("/liens", summary="Set money aside for a job to come", responses=_REFUSALS)
 async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> Receipt:
-    desk, person = await _admin(request, "place a lien", NewLien)
+    desk, person = await _admin(request, "place a lien")
     return await desk.do(
         Place(
             key=key,
@@ -377,7 +384,7 @@ async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> 
 async def release_lien(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Release], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "release a lien", Release)
+    desk, person = await _admin(request, "release a lien")
     return await desk.do(Void(key=key, actor=person.actor, cluster=cluster, run=run, reason=data.reason))
 
 
@@ -388,7 +395,7 @@ async def release_lien(
     responses=_ERRORS,
 )
 async def commands(request: AnyRequest, data: JSONBody[list[AnyCommand]]) -> list[Answer]:
-    desk, person = await _admin(request, "send commands", list[AnyCommand])
+    desk, person = await _admin(request, "send commands")
     if len(data) > COMMANDS_MAX:
         raise UsageError(f"{len(data)} commands at once are too many; the most is {COMMANDS_MAX}")
     return await desk.ledger.do_all([msgspec.structs.replace(one, actor=person.actor) for one in data])
@@ -447,6 +454,7 @@ def create() -> Router:
             *(status, verified, reconcile, sync, list_tokens, add_token, revoke_token),
         ],
         exception_handlers={DeniedError: _denied},
+        request_class=StrictRequest,
         tags=["bank"],
     )
 

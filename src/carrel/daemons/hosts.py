@@ -5,6 +5,7 @@ The methods block for a transaction, or for a site's placement command: call the
 
 import time
 from collections.abc import Collection, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -15,16 +16,19 @@ from carrel.hosts.admission import Admission
 from carrel.hosts.table import Facts, Place
 from carrel.model.host import Answer, Demand, Host, HostState
 
+Count = Annotated[int, msgspec.Meta(le=2**31)]
+Bytes = Annotated[int, msgspec.Meta(le=2**62)]
+
 
 class HostWish(msgspec.Struct, frozen=True, kw_only=True):
     """A host to be added, or to be changed; without CPUs and memory, its carreld says what it has."""
 
     name: str
-    cpus: int = 0
-    memory_bytes: int = 0
-    cpus_others: int = 0
+    cpus: Count = 0
+    memory_bytes: Bytes = 0
+    cpus_others: Count = 0
     """What others than guests of the site's jobs use of it."""
-    memory_others_bytes: int = 0
+    memory_others_bytes: Bytes = 0
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):

@@ -145,7 +145,8 @@ class Teller:
 
     def picture(self) -> list[Any]:
         store = self.ledger.store
-        return [queries.balances(store), queries.budgets(store), queries.liens(store), queries.statement(store)]
+        views = [queries.balances(store), queries.budgets(store), queries.liens(store), queries.statement(store)]
+        return [*views, self.journal()]
 
 
 class LedgerSuite:

@@ -276,7 +276,7 @@ class LedgerContract(LedgerSuite):
     ) -> None:
         with pytest.raises(UsageError, match=r"^not a command of the ledger: "):
             teller.ledger.call(bad)
-        assert teller.picture() == [[], [], [], []]
+        assert teller.picture() == [[], [], [], [], []]
 
     def test_dates_out_of_order_are_refused(self, teller: Teller) -> None:
         teller.do(OpenProject, project="physics")
