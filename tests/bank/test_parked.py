@@ -7,7 +7,7 @@ import pytest
 
 from carrel.bank import queries
 from carrel.config import Bank as BankSettings
-from carrel.config import Config, Prices, Slurm
+from carrel.config import Config, Prices, RefundPercent, Slurm
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
@@ -48,29 +48,30 @@ class Site:
         ):
             self.bank.ledger.call(command)
 
-    def ended(self, *lines: str) -> None:
+    def ended(self, *lines: str, state: str = "COMPLETED") -> None:
         """Have these runs in Slurm's accounting: job id, partition; they ended now, after ten seconds."""
-        form = "{0}|{0}|COMPLETED|ada|{1}|normal|{2}|{2}|{3}|10|cpu=1,mem=1G,node=1||{4}"
-        rows = [form.format(*line.split(), self.now_s, self.now_s + 10, "physics") for line in lines]
+        form = "{0}|{0}|{4}|ada|{1}|normal|{2}|{2}|{3}|10|cpu=1,mem=1G,node=1||physics"
+        rows = [form.format(*line.split(), self.now_s, self.now_s + 10, state) for line in lines]
         (self.root / "records").write_text("\n".join(rows) + "\n")
 
     def reconcile(self) -> Reconciled:
         return asyncio.run(self.branch.reconcile())
 
-    def kill(self, *, later_s: int = 0) -> None:
+    def kill(self, *, later_s: int = 0, refund_percent: int = 100) -> None:
         """Begin with another daemon, which finds what is on disk, and finds that all until then was compared."""
         self.bank.reconciled(self.now_s + later_s)
-        self.bank = self._begin()
+        self.bank = self._begin(refund_percent)
 
     def charged(self) -> dict[int, int]:
         return {lien.job_id: lien.charged_micro_su for lien in queries.liens(self.bank.ledger.store)}
 
-    def _begin(self) -> Bank:
+    def _begin(self, refund_percent: int = 100) -> Bank:
         settings = BankSettings(
             enabled=True,
             database=str(self.root / "ledger.db"),
             dir=str(self.root),
             prices=Prices(book=str(self.prices)),
+            refund_percent=RefundPercent(node_fail=refund_percent),
         )
         config = Config(bank=settings, slurm=Slurm(bin_dir=str(self.root)))
         bank = Bank(config)
@@ -135,6 +136,18 @@ def test_a_line_that_cannot_be_read_is_kept_until_it_can(site: Site) -> None:
     found = site.reconcile()
     assert (found.created, found.parked) == (1, 0)
     assert site.charged() == {7: 10_000_000, 8: 10_000_000}
+
+
+def test_a_refund_that_a_kill_came_before_is_made_good_once(site: Site) -> None:
+    site.kill(refund_percent=0)  # so that there is a charge, and no refund yet
+    site.ended("7 main", state="NODE_FAIL")
+    site.reconcile()
+    assert [lien.state for lien in queries.liens(site.bank.ledger.store)] == ["settled"]
+    for found in (1, 0, 0):
+        site.kill()
+        assert site.reconcile().corrected == found
+    (lien,) = queries.liens(site.bank.ledger.store)
+    assert (lien.state, lien.refunded_micro_su) == ("refunded", 10_000_000)
 
 
 def test_a_list_that_cannot_be_read_stops_nothing_and_is_left_for_a_person(site: Site) -> None:

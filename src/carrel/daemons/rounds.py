@@ -51,7 +51,7 @@ class Rounds:
         """Return what a person should look at: what is owed, what has no lien, what may need more than it has."""
         owed = [f"{one.what}: {one.why}" for one in self.teller.parked()]
         bare = [f"job {job_id} has no lien: {why}" for job_id, why in self._uncovered.items()]
-        return [*owed, *bare, *(f"run {run} may need more than could be set aside" for run in self._short)]
+        return [*owed, *bare, *(f"run {run} was short: it may need more than is set aside" for run in self._short)]
 
     async def round(self) -> None:
         """Look, decide, act.
