@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check bench chaos chaos-bank mutants lock install clean format
+.PHONY: help setup venv native image demo may-demo test check bench chaos chaos-bank chaos-kafka mutants lock install clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -32,6 +32,9 @@ chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, the
 
 chaos-bank: setup ## the same for the bank: races for the last money, then kills; SECONDS=300 RACES=10 SEED=
 	@$(PY) scripts/chaos-bank $(or $(SECONDS),300) $(or $(RACES),10) $(SEED)
+
+chaos-kafka: setup ## Kafka is away for minutes while jobs run and carreld is killed; then counts the samples; SECONDS=150
+	@$(PY) scripts/chaos-kafka $(or $(SECONDS),150)
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
 	@$(PY) scripts/mutants
