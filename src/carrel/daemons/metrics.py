@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from carrel.core import schedule
 from carrel.core.guests import living
 from carrel.daemons import people, sinks
 from carrel.daemons.attach import Attacher
@@ -176,7 +177,10 @@ class JobMetrics:
         sampled = self._jobs.get(guest.run) if guest.run else None
         if sampled is None or sampled.ended or sampled.job.key not in self._alive:
             return None
-        return sampled.job, self._possible(sampled.interval_s)
+        return sampled.job, self._allowed_s(sampled)
+
+    def _allowed_s(self, sampled: Sampled) -> float | None:
+        return schedule.allowed_s(sampled.interval_s, self._settings.period_min_s, self._settings.period_max_s)
 
     def look_at(self, guests: Sequence[Guest]) -> None:
         """Look into the guests of this node too. Returns at once."""
@@ -383,7 +387,7 @@ class JobMetrics:
         if sampler is None or run in sampler.runs():
             return sampler is not None
         try:
-            await answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
+            await answer(sampler.add(sampled.job, interval_s=self._allowed_s(sampled)))
             if sampled.groups.any:
                 await answer(sampler.adopt(run, sampled.groups))
         except RefusedError:
@@ -439,11 +443,6 @@ class JobMetrics:
         wanted = first and sampled is not None and sampled.report
         output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
         self._finisher.put(Work(opened, done, output))
-
-    def _possible(self, interval_s: float | None) -> float | None:
-        """Return the interval that was chosen, as far as the site still allows it."""
-        low, high = self._settings.period_min_s, self._settings.period_max_s
-        return None if interval_s is None else min(max(interval_s, low), high)
 
 
 def _forget(tasks: dict[JobKey, "asyncio.Task[None]"], run: JobKey, _: "asyncio.Task[None]") -> None:

@@ -144,7 +144,7 @@ class Sampler:
         """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
         return self._ask(lambda: self._attach(self._job(run), groups, 0))
 
-    def attach_guest(self, run: Series, pid: int) -> "Future[None]":
+    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":
         """Look from outside at the CPUs of a guest of this job, whose process this is."""
         return self._ask(lambda: self._job(run).outside().add(pid))
 
