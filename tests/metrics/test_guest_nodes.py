@@ -100,6 +100,7 @@ def test_two_such_jobs_on_one_host_are_each_seen_rightly_in_both_views(box: Sand
     box.restart(f"carreld@{box.facts().hosts[0]}", signal.SIGKILL)  # the next one goes on with both
     asked = box.run(["carrel", "job", "sample", str(begun[60]), "--every", "0.1"], user=user.name)
     assert asked.returncode == 0, asked.stderr
+    assert "sampling fault" not in box.run(["carrel", "node", "show", box.facts().hosts[0]]).stdout
     wait_for(lambda: all(now > then + 2 for now, then in zip(samples(box, user, begun.values()), before, strict=True)))
     going.unlink()
     summaries = {mib: ended(box, user, job_id) for mib, job_id in begun.items()}

@@ -40,6 +40,7 @@ from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
 from carrel.sampling.outside import DISK_NAMES
 from carrel.sampling.spool import Spool
+from carrel.slurm import hostlist
 from carrel.slurm.steps import Steps
 
 if TYPE_CHECKING:
@@ -305,9 +306,10 @@ class JobMetrics:
         try:
             steps = self._steps.living()
         except OSError as error:
-            self._failures.fault = (
-                f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
-            )
+            if self._node.name not in hostlist.expand(self._node.config.guest_nodes.hosts):  # these need no slurmd
+                self._failures.fault = (
+                    f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+                )
             return
         self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
