@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank mutants lock install uninstall clean format
+.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank chaos-kafka mutants lock install uninstall clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -36,6 +36,9 @@ chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, the
 chaos-bank: setup ## the same for the bank: an array of a thousand, races for the last money, kills; SECONDS=300 RACES=10 SEED=
 	@$(BIN)/pytest -rP -m long tests/bank
 	@$(PY) scripts/chaos-bank $(or $(SECONDS),300) $(or $(RACES),10) $(SEED)
+
+chaos-kafka: setup ## Kafka is away for minutes while jobs run and carreld is killed; then counts the samples; SECONDS=150
+	@$(PY) scripts/chaos-kafka $(or $(SECONDS),150)
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
 	@$(PY) scripts/mutants

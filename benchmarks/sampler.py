@@ -131,10 +131,10 @@ def paced(figures: Figures, repeat: int, seconds: float) -> None:
     import msgspec  # noqa: PLC0415  # as the child does
 
     kinds = {
-        "1 Hz, 1 job": (1.0, 1, 1.0),
-        "1 Hz, 1 job, synced never": (1.0, 1, 1e6),
-        "1 Hz, 8 jobs": (1.0, 8, 1.0),
-        "10 Hz, 1 job": (0.1, 1, 1.0),
+        "1 Hz, 1 job": (1.0, 1, 5.0),
+        "1 Hz, 1 job, synced each second": (1.0, 1, 1.0),
+        "1 Hz, 8 jobs": (1.0, 8, 5.0),
+        "10 Hz, 1 job": (0.1, 1, 5.0),
     }
     bare(figures, repeat, seconds)
     trees = {"": os.environ.get("PYTHONPATH", ""), **({", the other": AGAINST[0]} if AGAINST else {})}

@@ -1,7 +1,8 @@
-/* A program whose use of everything is known: known BURN_MS HOLD_MIB WRITE_MIB SEND_MIB [FILE [HOLD_MS]]
+/* A program whose use of everything is known: known BURN_MS HOLD_MIB WRITE_MIB SEND_MIB [FILE [HOLD_MS [WHILE]]]
  *
  * Two threads burn CPU time, one of them half as much as the other; then it says how much it has really used, in
- * microseconds, and the time of day, all of it on one line.
+ * microseconds, and the time of day, all of it on one line. It holds what it holds for HOLD_MS, and then for as long as
+ * there is a file WHILE.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -95,6 +96,8 @@ int main(int argc, char **argv)
 	burn(burn_ms);
 	pthread_join(other, NULL);
 	usleep(argc > 6 ? (useconds_t)atol(argv[6]) * 1000 : 0);
+	while (argc > 7 && !access(argv[7], F_OK))
+		usleep(100000);
 	int held_it = held[hold] == 1;
 	free(held); /* that takes CPU time too, most of all in an emulated guest */
 	struct rusage used;

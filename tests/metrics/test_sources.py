@@ -105,6 +105,12 @@ def test_in_version_1_each_controller_has_its_own_directory(tmp_path: Path) -> N
     assert groups.processes == "/cg/memory/slurm/uid_5/job_7"
 
 
+def test_a_guest_that_is_a_node_is_counted_with_what_belongs_to_it_and_only_under_its_own_name(tmp_path: Path) -> None:
+    where = proc(tmp_path, "4:memory:/slurm_v1/carrel\n6:freezer:/\n0::/slurm_v2/carrel")
+    assert cgroup.of_guest_node(7, "v1", proc=where) == cgroup.JobGroups(v1={"memory": "/cg/memory/slurm_v1"})
+    assert not cgroup.of_guest_node(7, "v", proc=where).any
+
+
 def proc(tmp_path: Path, lines: str) -> Path:
     (tmp_path / "7").mkdir()
     (tmp_path / "self").mkdir()

@@ -20,6 +20,15 @@ def next_due_us(now_us: int, interval_us: int) -> int:
     return (now_us // interval_us + 1) * interval_us
 
 
+def allowed_s(chosen_s: float | None, low_s: float, high_s: float) -> float | None:
+    """Return the interval that was chosen for a job, as far as the site still allows it; None: none was.
+
+    >>> allowed_s(0.1, 1.0, 60.0), allowed_s(None, 1.0, 60.0)
+    (1.0, None)
+    """
+    return None if chosen_s is None else min(max(chosen_s, low_s), high_s)
+
+
 def missed(due_us: int, now_us: int, interval_us: int) -> int:
     """Return how many samples that were due will never be, when the one due at ``due_us`` is taken now.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from carrel.core import schedule
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
@@ -120,8 +121,8 @@ class CarriedJobs:
         if sampler is None:
             return True
         try:
-            carried = sampler.carry(sampled.job, series.node, sampled.groups, pid=pid, interval_s=sampled.interval_s)
-            await answer(carried)
+            interval_s = self._allowed_s(sampled)
+            await answer(sampler.carry(sampled.job, series.node, sampled.groups, pid=pid, interval_s=interval_s))
         except RefusedError:
             self._ended(series)  # an earlier carreld died between its tables and forgetting it
             return False
@@ -147,7 +148,10 @@ class CarriedJobs:
     def known(self, guest: Guest) -> tuple[Job, float | None] | None:
         """Return the run of a guest-node if it is sampled, and the interval chosen for it."""
         sampled = self._jobs.get(OnGuestNode(guest.run, guest.node)) if guest.run else None
-        return None if sampled is None or sampled.ended else (sampled.job, sampled.interval_s)
+        return None if sampled is None or sampled.ended else (sampled.job, self._allowed_s(sampled))
+
+    def _allowed_s(self, sampled: Sampled) -> float | None:
+        return schedule.allowed_s(sampled.interval_s, self._settings.period_min_s, self._settings.period_max_s)
 
     def of_job(self, job_id: int) -> Sequence[Sampled]:
         """Return what is sampled of a job here."""

@@ -18,12 +18,11 @@ import msgspec
 from carrel import wire
 from carrel.core import guests as decide
 from carrel.daemons import people, requests
+from carrel.daemons.carried_metrics import CarriedMetrics
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
-from carrel.daemons.hints import Hints
 from carrel.daemons.journal import Journal
-from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.node import Node
 from carrel.daemons.peers import Peers, share
 from carrel.daemons.records import Inside, JobRequests
@@ -333,34 +332,6 @@ class Carried(Node):
         self.journal.add(what, text, job_id=self.order.run.job_id, guest=self.guest_name, uid=self.order.uid)
         self.reporter.poke()
         self._changed()
-
-
-class CarriedMetrics(JobMetrics):
-    """The sampling of a guest-node's job, which its host does; see ``CarriedJobs``."""
-
-    def __init__(self, carried: Carried) -> None:  # its base would look for what an earlier carreld sampled
-        """Speak of the job of ``carried``."""
-        self._carried = carried
-        Hints(carried.directory / "hints").prepare(wanted=carried.config.metrics.enabled)
-
-    def begin(self, job_id: int, *, anew: bool = False) -> None:
-        """Sample the job, if it is that which the guest was made for."""
-        del anew
-        carried, guest = self._carried, self._carried.seen
-        if job_id == carried.order.run.job_id and guest:
-            carried.host.metrics.carried.begin(carried.order, guest, carried.facts)
-
-    def end(self, job_id: int) -> None:
-        """Do nothing: what ends the guest ends its sampling."""
-
-    def guest_ready(self, guest: Guest) -> None:
-        """Sample the job: a task is in its guest, so it has begun."""
-        del guest
-        self.begin(self._carried.order.run.job_id)
-
-    async def sample_every(self, job_id: int, seconds: float, *, uid: int) -> bool:
-        """Have the host do it."""
-        return await self._carried.host.metrics.sample_every(job_id, seconds, uid=uid)
 
 
 class GuestDoor(Door):

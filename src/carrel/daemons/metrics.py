@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from carrel.core import schedule
 from carrel.core.guests import living
 from carrel.daemons import people, sinks
 from carrel.daemons.attach import Attacher
@@ -39,6 +40,7 @@ from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
 from carrel.sampling.outside import DISK_NAMES
 from carrel.sampling.spool import Spool
+from carrel.slurm import hostlist
 from carrel.slurm.steps import Steps
 
 if TYPE_CHECKING:
@@ -176,7 +178,10 @@ class JobMetrics:
         sampled = self._jobs.get(guest.run) if guest.run else None
         if sampled is None or sampled.ended or sampled.job.key not in self._alive:
             return None
-        return sampled.job, self._possible(sampled.interval_s)
+        return sampled.job, self._allowed_s(sampled)
+
+    def _allowed_s(self, sampled: Sampled) -> float | None:
+        return schedule.allowed_s(sampled.interval_s, self._settings.period_min_s, self._settings.period_max_s)
 
     def look_at(self, guests: Sequence[Guest]) -> None:
         """Look into the guests of this node too. Returns at once."""
@@ -301,9 +306,10 @@ class JobMetrics:
         try:
             steps = self._steps.living()
         except OSError as error:
-            self._failures.fault = (
-                f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
-            )
+            if self._node.name not in hostlist.expand(self._node.config.guest_nodes.hosts):  # these need no slurmd
+                self._failures.fault = (
+                    f"no steps of jobs are seen: {error.strerror}: {error.filename}; see: slurm.spool_dir"
+                )
             return
         self._failures.fault = ""
         self._living = frozenset(step.job_id for step in steps)
@@ -383,7 +389,7 @@ class JobMetrics:
         if sampler is None or run in sampler.runs():
             return sampler is not None
         try:
-            await answer(sampler.add(sampled.job, interval_s=self._possible(sampled.interval_s)))
+            await answer(sampler.add(sampled.job, interval_s=self._allowed_s(sampled)))
             if sampled.groups.any:
                 await answer(sampler.adopt(run, sampled.groups))
         except RefusedError:
@@ -439,11 +445,6 @@ class JobMetrics:
         wanted = first and sampled is not None and sampled.report
         output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
         self._finisher.put(Work(opened, done, output))
-
-    def _possible(self, interval_s: float | None) -> float | None:
-        """Return the interval that was chosen, as far as the site still allows it."""
-        low, high = self._settings.period_min_s, self._settings.period_max_s
-        return None if interval_s is None else min(max(interval_s, low), high)
 
 
 def _forget(tasks: dict[JobKey, "asyncio.Task[None]"], run: JobKey, _: "asyncio.Task[None]") -> None:

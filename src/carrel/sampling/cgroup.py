@@ -91,7 +91,7 @@ def of_process(pid: int, *, proc: Path = Path("/proc"), part: Callable[[str], st
     return JobGroups(unified=unified, v1=v1)
 
 
-def of_guest_node(pid: int, node: str) -> JobGroups:
+def of_guest_node(pid: int, node: str, *, proc: Path = Path("/proc")) -> JobGroups:
     """Return the groups of a guest that is a Slurm node, its tasks' among them; ``pid`` is its process.
 
     carreld has made them: the guest is there before its job. None where it has made none.
@@ -99,7 +99,7 @@ def of_guest_node(pid: int, node: str) -> JobGroups:
     Raises:
         OSError: the process is gone.
     """
-    return of_process(pid, part=lambda path: _guest_node_part(path, node))
+    return of_process(pid, proc=proc, part=lambda path: _guest_node_part(path, node))
 
 
 def _guest_node_part(path: str, node: str) -> str | None:

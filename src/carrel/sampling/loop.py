@@ -6,10 +6,6 @@ by the thread that is in ``run``.
 """
 
 import contextlib
-import functools
-import grp
-import os
-import pwd
 import threading
 import time
 from collections import Counter
@@ -22,10 +18,10 @@ import msgspec
 
 from carrel.config import Metrics
 from carrel.core import schedule
-from carrel.errors import CarrelError, NotFoundError, RefusedError
+from carrel.errors import NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import OnGuestNode, SamplerStatus, Series, View
-from carrel.sampling import cgroup, gpu, node
+from carrel.sampling import cgroup, gpu, node, owner
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
 from carrel.sampling.inside import GuestFiles, GuestProcesses, job_source
@@ -148,7 +144,7 @@ class Sampler:
         """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
         return self._ask(lambda: self._attach(self._job(run), groups, 0))
 
-    def attach_guest(self, run: Series, pid: int) -> "Future[None]":
+    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":
         """Look from outside at the CPUs of a guest of this job, whose process this is."""
         return self._ask(lambda: self._job(run).outside().add(pid))
 
@@ -303,8 +299,8 @@ class Sampler:
     def _made(self, job: Job, node: str, interval_s: float | None) -> SampledJob:
         """Return a job whose segment is open and known to all who care."""
         interval_us = self._interval_us(interval_s or self._settings.period_s)
-        user, own_gid = _owner(job)
-        gid = self._readers(own_gid)
+        user, own_gid = owner.of_job(job)
+        gid = owner.readers(self._settings.readers, own_gid)
         folder = JobFolder.make(Path(self._settings.root), job.key, user=user, uid=job.uid, gid=gid)
         now_us = _now_us()
         try:
@@ -328,12 +324,6 @@ class Sampler:
                 self._spool.enlist(job.job, job.folder, node=job.node, view=self._view, since_us=_now_us())
             except OSError as error:
                 self._failed("spool", error)
-
-    def _readers(self, own_gid: int) -> int:
-        """Return the group that may read; a user's own may be that of all users, so without a word it is root's."""
-        if self._settings.readers:
-            return _gid_of(self._settings.readers)
-        return 0 if os.geteuid() == 0 else own_gid
 
     def _attach(self, job: SampledJob, groups: cgroup.JobGroups, pid: int) -> cgroup.JobGroups:
         job.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
@@ -478,26 +468,6 @@ def _now_us() -> int:
 
 def _offset_us() -> int:
     return (time.time_ns() - time.monotonic_ns()) // 1000
-
-
-def _owner(job: Job) -> tuple[str, int]:
-    """Return the user's name and group, from the password database where Slurm did not say them."""
-    if job.user and job.uid >= 0 and job.gid >= 0:
-        return job.user, job.gid  # the database may be far away, and all jobs wait for this thread
-    try:
-        entry = pwd.getpwuid(job.uid)
-    except (KeyError, OverflowError) as error:
-        raise CarrelError(f"job {job.key}: there is no uid {job.uid} on this node to own its samples") from error
-    return job.user or entry.pw_name, job.gid if job.gid >= 0 else entry.pw_gid
-
-
-@functools.cache
-def _gid_of(group: str) -> int:
-    """Return the number of the group that may read all samples; the database may be far away, so it is asked once."""
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise CarrelError(f"metrics.readers = {group!r}: there is no such group on this node") from error
 
 
 def _pass_failure_to(answer: "Future[JobFolder]") -> Callable[["Future[None]"], None]:
