@@ -137,6 +137,8 @@ class Controller(Section, frozen=True):
     """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
     munge_socket: str = ""
     """Munge's socket; empty: munge's own default."""
+    user: str = "root"
+    """Whom carrelctld runs as. Over TCP a host of guests that are nodes takes orders from nobody else."""
 
 
 class Rate(Section, frozen=True):

@@ -5,6 +5,7 @@ asked anew at once when something changes here. While carrelctld is away, all st
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from carrel.daemons import transport
 from carrel.daemons.guestlogs import GuestLogs
 from carrel.daemons.guestnode import Carried, records
 from carrel.errors import CarrelError
-from carrel.model.guestnode import GuestNode, HostReport, Orders
+from carrel.model.guestnode import GuestNode, HostReport, NodeOrder, Orders
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
@@ -35,7 +36,8 @@ class Hypervisor:
     def __init__(self, host: "Node") -> None:
         """Adopt what an earlier carreld carried here."""
         self._host = host
-        self._carried = {record.order.node: Carried(host, record.order) for record in records(host)}
+        self._due = asyncio.Event()
+        self._carried = {record.order.node: self._carry(record.order) for record in records(host)}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._told: tuple[GuestNode, ...] | None = None
@@ -50,16 +52,22 @@ class Hypervisor:
             group.create_task(self._follow())
             group.create_task(self._prune())
 
+    def _carry(self, order: NodeOrder) -> Carried:
+        return Carried(self._host, order, changed=self._due.set)
+
     async def _watch(self) -> None:
         """Look at the guests, and say when one changed."""
         while True:
+            self._due.clear()
             for carried in list(self._carried.values()):
                 if carried.name not in self._leaving:
                     await self._look_at(carried)
             await self._sweep()
             if self._facts() != self._told:
                 self._changed.set()
-            await asyncio.sleep(LOOK_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_PERIOD_S):
+                    await self._due.wait()
 
     async def _look_at(self, carried: Carried) -> None:
         try:
@@ -135,8 +143,9 @@ class Hypervisor:
                 self._leaving[name] = asyncio.ensure_future(self._unmake(carried))
         for name, order in wanted.items():
             if name not in self._carried:
-                self._carried[name] = Carried(self._host, order)
+                self._carried[name] = self._carry(order)
                 self._carried[name].begin()
+        self._due.set()  # a slurmd may be wanted
 
     async def _unmake(self, carried: Carried) -> None:
         try:
