@@ -15,17 +15,17 @@ local SILENT = "carrelctld does not answer, so nobody can say whether the accoun
 local UNSET = { [65534] = true, [4294967294] = true }
 local settings = { enabled = "false", socket = "/run/carrel/submit.sock", dir = "/var/lib/carrel/bank",
   deadline_ms = "50", offline = "closed", default_account = "" }
-local silences, ask_again_s = 0, 0
+local silences, ask_again_s, section = 0, 0, ""
 
 local function lines(path)
   local file = io.open(path)
   return file and file:lines() or function() end
 end
 
-local section = ""
 for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
-  section = line:match("^%s*%[([^%]]*)%]") or section
-  local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
+  section = line:match("^%s*%[%s*([^%]]-)%s*%]") or section
+  local key, text = line:match("^%s*([%w_]+)%s*=%s*(.*)")
+  local value = text and (text:match('^"([^"]*)"') or text:match("^'([^']*)'") or text:match("^[^#%s]*"))
   if section == "bank" and key and settings[key] then settings[key] = value end
 end
 
@@ -33,7 +33,7 @@ end
 local function ask(question)
   local until_s = clock() + tonumber(settings.deadline_ms) / 1000
   if silences >= MISSES and clock() < ask_again_s then return nil end
-  local socket = unix.stream and unix.stream() or unix()
+  local socket = (type(unix) == "table" and unix.stream or unix)() -- luasocket before 3.1 has a function there
   local function bounded() socket:settimeout(math.max(0, until_s - clock())) end
   bounded()
   local answer = socket:connect(settings.socket)
