@@ -3,8 +3,7 @@
 -- no longer than deadline_ms; on silence bank.offline of carrel.toml decides (docs/reference/submit.md).
 
 local unix, clock = require "socket.unix", require("socket").gettime
-local M = {} -- submit and modify return what slurmctld's functions shall
-local VIOLATES_POLICY = 2050 -- ESLURM_ACCOUNTING_POLICY
+local M, VIOLATES_POLICY = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's functions shall
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
 local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cpus_per_tres", "licenses", "max_nodes",
   "mem_per_tres", "min_mem_per_cpu", "min_mem_per_node", "min_nodes", "ntasks_per_core", "ntasks_per_gpu",
@@ -15,13 +14,14 @@ local SILENT = "carrelctld does not answer, so nobody can say whether the accoun
 local UNSET = { [65534] = true, [4294967294] = true }
 local settings = { enabled = "false", socket = "/run/carrel/submit.sock", dir = "/var/lib/carrel/bank",
   deadline_ms = "50", offline = "closed", default_account = "" }
-local silences, ask_again_s, section = 0, 0, ""
+local silences, ask_again_s = 0, 0
 
 local function lines(path)
   local file = io.open(path)
   return file and file:lines() or function() end
 end
 
+local section = ""
 for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
   section = line:match("^%s*%[%s*([^%]]-)%s*%]") or section
   local key, text = line:match("^%s*([%w_]+)%s*=%s*(.*)")

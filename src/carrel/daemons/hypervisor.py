@@ -5,7 +5,6 @@ asked anew at once when something changes here. While carrelctld is away, all st
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from carrel.daemons import transport
 from carrel.daemons.guestlogs import GuestLogs
 from carrel.daemons.guestnode import Carried, records
 from carrel.errors import CarrelError
-from carrel.model.guestnode import GuestNode, HostReport, NodeOrder, Orders
+from carrel.model.guestnode import GuestNode, HostReport, Orders
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
@@ -36,8 +35,7 @@ class Hypervisor:
     def __init__(self, host: "Node") -> None:
         """Adopt what an earlier carreld carried here."""
         self._host = host
-        self._due = asyncio.Event()
-        self._carried = {record.order.node: self._carry(record.order) for record in records(host)}
+        self._carried = {record.order.node: Carried(host, record.order) for record in records(host)}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._told: tuple[GuestNode, ...] | None = None
@@ -52,22 +50,16 @@ class Hypervisor:
             group.create_task(self._follow())
             group.create_task(self._prune())
 
-    def _carry(self, order: NodeOrder) -> Carried:
-        return Carried(self._host, order, changed=self._due.set)
-
     async def _watch(self) -> None:
         """Look at the guests, and say when one changed."""
         while True:
-            self._due.clear()
             for carried in list(self._carried.values()):
                 if carried.name not in self._leaving:
                     await self._look_at(carried)
             await self._sweep()
             if self._facts() != self._told:
                 self._changed.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_PERIOD_S):
-                    await self._due.wait()
+            await asyncio.sleep(LOOK_PERIOD_S)
 
     async def _look_at(self, carried: Carried) -> None:
         try:
@@ -126,7 +118,7 @@ class Hypervisor:
         )
         path = f"/v1/hosts/{self._host.name}/report?digest={self._digest}"
         answer = await transport.request(self._host.config.controller, "POST", path, body, timeout_s=POLL_TIMEOUT_S)
-        return transport.converted(transport.decoded(answer), Orders)
+        return msgspec.convert(transport.decoded(answer), Orders)
 
     def _facts(self) -> tuple[GuestNode, ...]:
         return tuple(carried.facts_for_controller() for _, carried in sorted(self._carried.items()))
@@ -143,9 +135,8 @@ class Hypervisor:
                 self._leaving[name] = asyncio.ensure_future(self._unmake(carried))
         for name, order in wanted.items():
             if name not in self._carried:
-                self._carried[name] = self._carry(order)
+                self._carried[name] = Carried(self._host, order)
                 self._carried[name].begin()
-        self._due.set()  # a slurmd may be wanted
 
     async def _unmake(self, carried: Carried) -> None:
         try:
