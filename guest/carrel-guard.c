@@ -219,8 +219,8 @@ static unsigned parse_id(const char *text, const char **rest)
 static void parse_groups(struct guest *guest, const char *text)
 {
 	while (*text) {
-		if (guest->group_count == LIST_MAX)
-			die(EXIT_USAGE, "--groups: more than %d", LIST_MAX);
+		if (guest->group_count == GROUPS_MAX)
+			die(EXIT_USAGE, "--groups: more than %d", GROUPS_MAX);
 		guest->groups[guest->group_count++] = parse_id(text, &text);
 		text += *text == ',';
 	}

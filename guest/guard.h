@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { LIST_MAX = 256 };
+enum { LIST_MAX = 256, GROUPS_MAX = 4096 };
 enum { EXIT_USAGE = 2, EXIT_CGROUP = 3, EXIT_MOUNT = 4, EXIT_START = 5 };
 
 struct list {
@@ -19,7 +19,7 @@ struct guest {
 	const char *dir, *lock, *job_dir, *step_sockets;
 	uid_t uid;
 	gid_t gid;
-	gid_t groups[LIST_MAX];
+	gid_t groups[GROUPS_MAX];
 	size_t group_count;
 	struct list cgroups, binds, keep;
 	char **command;

@@ -3,8 +3,7 @@
 -- no longer than deadline_ms; on silence bank.offline of carrel.toml decides (docs/reference/submit.md).
 
 local unix, clock = require "socket.unix", require("socket").gettime
-local M = {} -- submit and modify return what slurmctld's functions shall
-local VIOLATES_POLICY = 2050 -- ESLURM_ACCOUNTING_POLICY
+local M, VIOLATES_POLICY = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's functions shall
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
 local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cpus_per_tres", "licenses", "max_nodes",
   "mem_per_tres", "min_mem_per_cpu", "min_mem_per_node", "min_nodes", "ntasks_per_core", "ntasks_per_gpu",
@@ -29,8 +28,9 @@ end
 
 local section = ""
 for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
-  section = line:match("^%s*%[([^%]]*)%]") or section
-  local key, value = line:match("^%s*([%w_]+)%s*=%s*\"?([^\"#%s]*)")
+  section = line:match("^%s*%[%s*([^%]]-)%s*%]") or section
+  local key, text = line:match("^%s*([%w_]+)%s*=%s*(.*)")
+  local value = text and (text:match('^"([^"]*)"') or text:match("^'([^']*)'") or text:match("^[^#%s]*"))
   if section == "bank" and key and settings[key] then settings[key] = value end
 end
 
@@ -38,7 +38,7 @@ end
 local function ask(question)
   local until_s = clock() + tonumber(settings.deadline_ms) / 1000
   if silences >= MISSES and clock() < ask_again_s then return nil end
-  local socket = unix.stream and unix.stream() or unix()
+  local socket = (type(unix) == "table" and unix.stream or unix)() -- luasocket before 3.1 has a function there
   local function bounded() socket:settimeout(math.max(0, until_s - clock())) end
   bounded()
   local answer = socket:connect(settings.socket)

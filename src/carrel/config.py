@@ -6,7 +6,9 @@ sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
+import math
 import os
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -18,6 +20,8 @@ from msgspec import Meta
 from carrel import paths
 from carrel.errors import CarrelError
 from carrel.model.host import Overcommit, Policy
+
+_MEASURED = re.compile(r"_(s|ms|bytes|days|hours|cores|max|min|count)$")
 
 Percent = Meta(ge=0, le=100)
 Deadline = Meta(ge=1, le=500)
@@ -145,6 +149,8 @@ class Controller(Section, frozen=True):
     """``unix:PATH`` or ``tcp:HOST:PORT``. Over TCP every caller proves itself with munge."""
     munge_socket: str = ""
     """Munge's socket; empty: munge's own default."""
+    user: str = "root"
+    """Whom carrelctld runs as. Over TCP a host of guests that are nodes takes orders from nobody else."""
 
 
 class Rate(Section, frozen=True):
@@ -428,10 +434,22 @@ def sink_settings(config: Config, name: str, struct: type[_S]) -> _S:
 
 def _convert(raw: dict[str, Any], struct: type[_S], *, where: str) -> _S:
     _refuse_unknown(raw, struct, where=where, prefix="")
+    _refuse_impossible(raw, where=where, prefix="")
     try:
         return msgspec.convert(raw, struct)
     except msgspec.ValidationError as error:
         raise CarrelError(f"{where}: {str(error).replace('`', '')}") from error
+
+
+def _refuse_impossible(raw: dict[str, Any], *, where: str, prefix: str) -> None:
+    """A time or a size has its unit in its name: none is negative, and a loop without a pause takes a whole CPU."""
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            _refuse_impossible(value, where=where, prefix=f"{prefix}{key}.")
+        elif isinstance(value, int | float) and _MEASURED.search(key):
+            positive = key.endswith(("period_s", "timeout_s"))
+            if not 0 <= value < math.inf or (positive and not value):
+                raise CarrelError(f"{where}: {prefix}{key} = {value}: must be {'above 0' if positive else '0 or more'}")
 
 
 def _refuse_unknown(raw: dict[str, Any], struct: type[msgspec.Struct], *, where: str, prefix: str) -> None:

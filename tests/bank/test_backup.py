@@ -11,6 +11,7 @@ from carrel.bank.ledger import Ledger
 from carrel.bank.sqlite import SqliteStore
 from carrel.bank.verify import verify
 from carrel.cli import main
+from carrel.daemons.banking import _read_marks
 from carrel.errors import CarrelError
 from carrel.model.ledger import Deposit, OpenAllocation, OpenProject
 
@@ -78,3 +79,15 @@ def test_the_command_copies_a_file_and_says_how_a_postgresql_is_copied(
     (tmp_path / "carrel.toml").write_text('[bank]\ndatabase = "host=db dbname=carrel"\n')
     assert main.run(["bank", "backup", str(tmp_path / "copy")]) == 4
     assert "pg_dump" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", [b"", b"{", b'{"since_s": "x"}'])
+def test_a_note_of_what_was_compared_that_cannot_be_read_is_said_and_not_begun_anew(
+    tmp_path: Path, written: bytes
+) -> None:
+    """To begin now would leave uncharged for ever what ended before."""
+    (tmp_path / MARKS).write_bytes(written)
+    with pytest.raises(CarrelError, match="put back that of a backup"):
+        _read_marks(tmp_path / MARKS)
+    assert (tmp_path / MARKS).read_bytes() == written
+    assert _read_marks(tmp_path / "none.json").since_s > 0

@@ -167,3 +167,13 @@ def test_what_nobody_foresaw_is_a_sentence_with_its_place(
     assert re.fullmatch(r"carrel: a bug of ours: RuntimeError at \w+\.py:\d+: odd; [^\n]*\n", said)
     assert main.run(["serve", "node"]) == 1  # a daemon's log has all of it
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [(["quote", "/dev/zero"], 2), (["charge", "list", "--limit=0"], 2), (["quote", "binary"], 3)]
+)
+def test_what_would_take_all_memory_or_say_nothing_is_refused(
+    words: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(words) == status
+    assert re.fullmatch(r"carrel: [^\n]+\n", capsys.readouterr().err)

@@ -365,3 +365,9 @@ def test_without_cgroups_a_job_lives_as_long_as_slurmstepd_answers(guarded: Guar
     # The socket's file stays, as after kill -9 of slurmstepd.
     assert guard.wait(10) == 0
     assert guarded.end[0] == "destroyed"
+
+
+def test_a_user_of_many_groups_keeps_them_all(guarded: Guarded) -> None:
+    groups = ",".join(str(200_000 + number) for number in range(600))
+    said = guarded.run("/usr/bin/id", "-G", options=["--groups", groups])
+    assert set(groups.split(",")) < set(said.split())

@@ -116,7 +116,9 @@ def test_a_job_without_a_guest_starts_no_python(role: str) -> None:
 
 
 @pytest.mark.parametrize(("role", "hint"), [("prolog", "begin.4711"), ("epilog", "end.4711")])
-@pytest.mark.parametrize("line", ['dir = "{}/{{node}}"', "dir = '{}/{{node}}'  # ours", 'dir = "{}/c1"'])
+@pytest.mark.parametrize(
+    "line", ['dir = "{}/{{node}}"', "dir = '{}/{{node}}'  # ours", 'dir = "{}/c1"', '  dir="{}/{{node}}"']
+)
 def test_a_job_without_a_guest_leaves_a_hint_for_the_sampler(tmp_path: Path, role: str, hint: str, line: str) -> None:
     (tmp_path / "c1" / "hints").mkdir(parents=True)
     other = '[metrics]\ndir = "/elsewhere"\n'

@@ -8,7 +8,7 @@ import pytest
 
 from carrel.config import Config
 from carrel.drivers.qemu.driver import QemuDriver
-from carrel.drivers.qemu.files import TAIL_BYTES, GuestDirectory, Record
+from carrel.drivers.qemu.files import LOG_MAX_BYTES, TAIL_BYTES, GuestDirectory, Record
 from carrel.model.guest import Guest, GuestSpec
 from carrel.ports import DriverContext, ImageSource
 from carrel.testing import DriverContract
@@ -102,3 +102,14 @@ def test_a_guest_is_not_made_while_the_one_before_it_is_removed(
 
     asyncio.run(story())
     assert steps == ["destroys a", "destroyed", "makes a"]
+
+
+def test_a_guest_that_makes_qemu_complain_for_ever_fills_no_disk(tmp_path: Path) -> None:
+    log = a_directory(tmp_path).path / "guard.log"
+    with log.open("ab") as qemu:
+        qemu.write(b"virtio: bogus descriptor\n" * (LOG_MAX_BYTES // 20))
+        qemu.flush()
+        asyncio.run(a_driver(tmp_path).guests())
+        assert log.stat().st_size <= TAIL_BYTES
+        qemu.write(b"the last word\n")
+    assert log.read_text().endswith("bogus descriptor\nthe last word\n")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from carrel.cli import desk, output
 from carrel.cli.desk import Csv, Key, MicroSu, Reason, Su
@@ -32,7 +33,7 @@ def list_(
     state: Annotated[
         tuple[MoneyState, ...], Parameter(negative="", consume_multiple=True, help="Only in one of these states.")
     ] = (),
-    limit: Annotated[int, Parameter(help="Show at most so many, the newest.")] = SHOWN,
+    limit: Annotated[int, Parameter(validator=Number(gte=1), help="Show at most so many, the newest.")] = SHOWN,
     json: Json = False,
     csv: Csv = False,
 ) -> None:
@@ -54,6 +55,8 @@ def show(run: Run, /, *, json: Json = False) -> None:
         for one in _find(run)
         if one.run
     ]
+    if not found:
+        raise NotFoundError(f"job {run} has not begun: nothing is charged yet; what is set aside: carrel charge list")
     if json:
         output.objects(found)
         return

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import msgspec
 from cyclopts import App, Parameter
@@ -26,6 +26,9 @@ from carrel.model.money import format_su
 from carrel.model.price import MILLION, ComponentQuote, NoBound, NoPrice, PriceBook, Quote
 from carrel.model.request import Request
 from carrel.slurm import facts, sbatch
+
+_SCRIPT_MAX = 4 * 2**20
+"""Slurm's own bound (max_script_size)."""
 
 app = App(name="quote", help="What a submission may cost, before it is submitted.", help_flags=["--help"])
 
@@ -74,7 +77,12 @@ async def _with_qos(settings: Config, cluster: ClusterFacts, request: Request) -
     """Fill in the QOS that Slurm would: only where the price depends on it is slurmdbd asked."""
     if request.qos:
         return request
-    user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError as error:
+        raise CarrelError(
+            f"uid {os.geteuid()} has no name here, so nobody knows its default QOS; give --qos"
+        ) from error
     partitions = request.partitions or (cluster.default_partition,)
     qos = await facts.default_qos(settings.slurm, user, request.account, partitions)
     return msgspec.structs.replace(request, qos=qos)
@@ -84,14 +92,22 @@ def _script(words: tuple[str, ...]) -> str:
     name = sbatch.script_of(words)
     try:
         if name:
-            return Path(name).read_text(errors="replace")
+            with Path(name).open(errors="replace") as file:
+                return _bounded(file, name)
         if any(word.startswith("--wrap") for word in words):
             return ""
         if sys.stdin.isatty():
             raise UsageError("no script; name one, or give --wrap COMMAND")
-        return sys.stdin.read()
+        return _bounded(sys.stdin, "standard input")
     except OSError as error:
         raise CarrelError(f"{name}: {error.strerror}; sbatch would look for the script there too") from error
+
+
+def _bounded(file: TextIO, name: str) -> str:
+    text = file.read(_SCRIPT_MAX + 1)
+    if len(text) > _SCRIPT_MAX:
+        raise UsageError(f"{name}: longer than {_SCRIPT_MAX // 2**20} MiB, and no script that sbatch takes; is it one?")
+    return text
 
 
 def _describe(component: ComponentQuote) -> None:

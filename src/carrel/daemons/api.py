@@ -10,14 +10,15 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from litestar import Litestar, Request, Response, get, post
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from carrel import __version__
-from carrel.daemons import bank_api, callers, hosts_api, maps, mybrc, views
+from carrel.daemons import bank_api, callers, hosts_api, maps, munge, mybrc, transport, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import EVERYBODY, Board
 from carrel.daemons.branch import Branch
@@ -128,13 +129,20 @@ async def wish_sampling(request: AnyRequest, job_id: FromPath[int], data: JSONBo
 )
 async def host_report(
     request: AnyRequest, name: FromPath[str], data: JSONBody[HostReport], digest: FromQuery[str] = ""
-) -> Orders:
+) -> Response[Orders]:
     if await _caller(request) != EVERYBODY:
         raise RefusedError("only root's carreld may speak for a host")
     service: Service = request.app.state.service
     if service.exchange is None or data.host != name:
         raise NotFoundError(f"{name!r} is not among guest_nodes.hosts of this controller's configuration")
-    return await service.exchange(data, digest)
+    orders = await service.exchange(data, digest)
+    question = request.headers.get("authorization", "")
+    if not question.startswith(munge.SCHEME):
+        return Response(orders)  # on the unix socket, whose directory is root's
+    body = msgspec.json.encode(orders)
+    credential = await munge.sign_answer(question, body, socket=service.munge_socket)
+    # What was signed goes out letter by letter.
+    return Response(body, media_type=MediaType.JSON, headers={transport.CREDENTIAL: credential})  # type: ignore[arg-type]
 
 
 @get("/v1/guests", summary="Guests that the caller may see")

@@ -239,14 +239,23 @@ class _Marks(msgspec.Struct, frozen=True):
 
 
 def _read_marks(path: Path) -> _Marks:
-    """Return what an earlier daemon noted; begin now where none did."""
+    """Return what an earlier daemon noted; begin now where none did.
+
+    Raises:
+        CarrelError: it cannot be read: to begin now would leave what ended before uncharged for ever.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Marks)
-    except (OSError, msgspec.DecodeError):
+    except FileNotFoundError:
         now_s = int(time.time())
         marks = _Marks(now_s, now_s)
         _write_marks(path, marks)
         return marks
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CarrelError(
+            f"{path}: {error}; put back that of a backup, or write when the bank began and until when all is charged: "
+            '{"since_s": SECONDS, "reconciled_s": SECONDS}'
+        ) from error
 
 
 def _write_marks(path: Path, marks: _Marks) -> None:

@@ -79,7 +79,7 @@ class Hypervisor:
         body = msgspec.json.encode(HostReport(host=self._host.name, address=_address(), guests=guests))
         path = f"/v1/hosts/{self._host.name}/report?digest={digest}"
         answer = await transport.request(self._host.config.controller, "POST", path, body, timeout_s=POLL_TIMEOUT_S)
-        return transport.converted(transport.decoded(answer), Orders)
+        return msgspec.convert(transport.decoded(answer), Orders)
 
 
 def _address() -> str:

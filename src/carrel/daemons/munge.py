@@ -1,7 +1,7 @@
-"""Who is calling over TCP: a munge credential, good for one request.
+"""Who is calling over TCP: a munge credential, good for one request. And who answers, where root acts upon the answer.
 
-Its payload names the request, so that a credential read off the wire cannot carry another one. Lifetime and
-replay are munge's own to refuse.
+Its payload names the request, so that a credential read off the wire cannot carry another one; that of an answer names
+the credential of its question, so that no earlier answer passes for it. Lifetime and replay are munge's own to refuse.
 """
 
 import asyncio
@@ -59,8 +59,26 @@ async def verify(authorization: str, method: str, path: str, body: bytes, *, soc
     return int(uid[1])
 
 
+async def sign_answer(question: str, body: bytes, *, socket: str = "") -> str:
+    """Return a credential for an answer; ``question`` is the ``Authorization`` of its request.
+
+    Raises:
+        UnreachableError: munge does not answer.
+    """
+    return await sign("ANSWER", _digest(question.encode()), body, socket=socket)
+
+
+async def verify_answer(credential: str, question: str, body: bytes, *, socket: str = "") -> int:
+    """Return the uid that gave this very answer; see ``verify``."""
+    return await verify(credential, "ANSWER", _digest(question.encode()), body, socket=socket)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _payload(method: str, path: str, body: bytes) -> str:
-    return f"{method} {path} {hashlib.sha256(body).hexdigest()}"
+    return f"{method} {path} {_digest(body)}"
 
 
 def _at(socket: str) -> list[str]:

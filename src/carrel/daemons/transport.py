@@ -5,6 +5,8 @@ carreld imports no HTTP library: it is small, and on every node.
 
 import asyncio
 import os
+import pwd
+import re
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +20,12 @@ _T = TypeVar("_T")
 
 ANSWER_MAX_BYTES = 64 * 2**20
 DEFAULT_TIMEOUT_S = 5.0
+CREDENTIAL = "Carrel-Credential"
+"""The header of an answer with a credential of its own."""
+
+_PROVEN = re.compile(r"/v1/hosts/[^/?]+/report(\?.*)?")
+"""Over TCP an answer to these must prove who gave it: root makes guests by it, as whatever user it names. Anybody may
+listen where carrelctld is not running."""
 
 
 class Address(NamedTuple):
@@ -37,6 +45,7 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
+    credential: str = ""
 
 
 def address(listen: str) -> Address:
@@ -75,6 +84,7 @@ async def request(
 
     Raises:
         UnreachableError: nobody listens, or no whole answer came within ``timeout_s``.
+        RefusedError: who answered is not ``controller.user``, where that matters.
     """
     where = address(controller.listen)
     try:
@@ -85,12 +95,28 @@ async def request(
             headers |= more or {}
             if not where.path and "Authorization" not in headers:
                 headers["Authorization"] = await munge.sign(method, path, body, socket=controller.munge_socket)
-            return await _exchange(where, _head(method, path, headers) + body)
+            answer = await _exchange(where, _head(method, path, headers) + body)
+            if not where.path and answer.status < 300 and _PROVEN.fullmatch(path):
+                await _require_controller(controller, answer, headers["Authorization"])
+            return answer
     except TimeoutError as error:
         raise UnreachableError(f"carrelctld at {where}: no answer within {timeout_s:g} s; is it busy?") from error
     except (OSError, EOFError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise UnreachableError(f"carrelctld at {where}: {reason}; is it running?") from error
+
+
+async def _require_controller(controller: Controller, answer: Answer, question: str) -> None:
+    wanted = f"controller.user = {controller.user}"
+    try:
+        uid = await munge.verify_answer(answer.credential, question, answer.body, socket=controller.munge_socket)
+        if uid == pwd.getpwnam(controller.user).pw_uid:
+            return
+    except RefusedError as error:
+        raise RefusedError(f"what answered at {controller.listen} did not prove to be {wanted}: {error}") from error
+    except KeyError as error:
+        raise RefusedError(f"{wanted}: this host knows no such user; see: getent passwd {controller.user}") from error
+    raise RefusedError(f"at {controller.listen} uid {uid} answered, not {wanted}; who listens there?")
 
 
 def decoded(answer: Answer) -> object:
@@ -150,15 +176,18 @@ async def _exchange(where: Address, data: bytes) -> Answer:
         await writer.drain()
         status = int((await reader.readline()).split()[1:2][0])
         length: int | None = None
+        credential = ""
         while (line := await reader.readline()) not in (b"\r\n", b""):
             name, _, value = line.partition(b":")
             if name.strip().lower() == b"content-length":
                 length = int(value)
+            if name.strip().lower() == CREDENTIAL.lower().encode():
+                credential = value.decode(errors="replace").strip()
         if status == 204:
             return Answer(status, b"")  # it has no body, and so says no length
         if length is None or length > ANSWER_MAX_BYTES:
             raise ValueError(f"an answer of {length} bytes")
-        return Answer(status, await reader.readexactly(length))
+        return Answer(status, await reader.readexactly(length), credential)
     except IndexError as error:
         raise EOFError("it closed the connection") from error
     finally:

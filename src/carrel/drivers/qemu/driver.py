@@ -175,6 +175,7 @@ class QemuDriver:
         return directory
 
     def _look(self, directory: GuestDirectory) -> Guest:
+        directory.bound_log()
         record = directory.read()
         if record is None:
             return Guest(name=directory.name, node=self._context.node, driver=NAME, state="down")

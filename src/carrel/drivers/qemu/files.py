@@ -25,6 +25,7 @@ from carrel.model.guest import Clone, GuestSpec
 from carrel.process import Pid
 
 TAIL_BYTES = 64 * 1024
+LOG_MAX_BYTES = 1024 * 1024
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +132,16 @@ class GuestDirectory:
         except FileNotFoundError:
             return ""
         return lines[-1] if lines else ""
+
+    def bound_log(self) -> None:
+        """Keep the end of a log that grew too long: QEMU complains of what a guest does as often as it does it."""
+        log = self.path / "guard.log"
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > LOG_MAX_BYTES:
+                end = _tail(log)
+                with log.open("ab") as file:  # QEMU appends too, and goes on where we cut
+                    file.truncate(0)
+                    file.write(end.encode())
 
     def panic(self) -> str:
         """Return the kernel's last words, where it panicked."""
