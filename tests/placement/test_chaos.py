@@ -68,7 +68,7 @@ def test_a_hundred_launches_among_failures_all_end_and_leave_nothing(tmp_path: P
         ]
         for job in jobs:
             if not of.slurm.ended(job):
-                await of.slurm.cancel(job)
+                await of.slurm.cancel(of.slurm.jobs[job].job)
         assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         assert of.wrong == []
         await of.end()
@@ -116,7 +116,7 @@ def test_a_host_that_speaks_again_is_not_told_what_it_carried_before(tmp_path: P
         (host,) = {host for host, _, _ in of.guests()}
         of.hosts[host].lose_power()
         await asyncio.sleep(2 * of.settings.guest_nodes.host_silent_s)
-        await of.slurm.cancel(job)
+        await of.slurm.cancel(of.slurm.jobs[job].job)
         await asyncio.sleep(CLEAN_S)
         of.hosts[host].begin()
         for _ in range(100):

@@ -4,11 +4,14 @@
 
     job                    room    names     guest, slurmd      next
     not held by us         -       -         -                  hold
+    held, waits for others any     any       any                give all of it back, and say for what
+    held, tasks            none    -         -                  make jobs of as many as may have room (``guestarrays``)
     held, may start        none    -         -                  find room               (never: cancel; busy: say so)
     held                   on h    none      none left          assign names, reserve them
     held                   on h    reserved  -                  pin the job, open the names
     held                   on h    reserved  ready, joined      release
     held                   on h    reserved  failed             give the names back     (too often: cancel)
+    released too long      on h    reserved  ready, joined      hold it again, and let it rest
     configuring too long   -       -         -                  give the job back
     running                on h    reserved  -                  close the names: nobody follows onto them
     running                on h    reserved  failed             tell Slurm that the node is down
@@ -26,6 +29,7 @@ from functools import cached_property
 
 import msgspec
 
+from carrel.core.guestarrays import next_tasks
 from carrel.core.guestdeeds import (
     Action,
     Assign,
@@ -39,7 +43,9 @@ from carrel.core.guestdeeds import (
     Open,
     Pin,
     PowerDown,
+    Recall,
     Release,
+    Rest,
     Tell,
     Unreserve,
 )
@@ -53,6 +59,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
     configuring_max_s: float = 30.0
+    start_max_s: float = 120.0
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
@@ -71,6 +78,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     """Runs for which the queue has found room; their guests are made, unless they failed."""
     given_up: Mapping[JobKey, str]
     """Runs whose guests failed too often, and the last reason; forgotten by a restart, on purpose."""
+    resting: Mapping[JobKey, str] = {}
+    """Runs that Slurm did not start although their guests were there, until they are tried again; and why."""
+    ready_since_s: Mapping[JobKey, float] = {}
+    """Since when released runs were seen to have all that they need."""
     now_s: float
     limits: Limits = Limits()
 
@@ -194,11 +205,8 @@ def foreseen(world: World, assigned: Assign) -> World:
     jobs = (msgspec.structs.replace(job, reservation=name) if job.key == assigned.run else job for job in look.jobs)
     return msgspec.structs.replace(
         world,
-        look=Look(
-            cluster=look.cluster,
-            jobs=tuple(jobs),
-            nodes=look.nodes | nodes,
-            reservations=look.reservations | {name: mine},
+        look=msgspec.structs.replace(
+            look, jobs=tuple(jobs), nodes=look.nodes | nodes, reservations=look.reservations | {name: mine}
         ),
     )
 
@@ -212,6 +220,11 @@ def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, s
         for guest in report.guests
         if guest.run in waiting and guest.state == "failed"
     )
+
+
+def released(world: World) -> frozenset[JobKey]:
+    """Return the runs that have all that they need and that Slurm may start."""
+    return frozenset(job.key for job in world.look.jobs if job.job.state == "pending" and _ready(world, job))
 
 
 def over(world: World) -> frozenset[tuple[JobKey, int]]:
@@ -228,20 +241,50 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return _running(world, job)
     if job.wish is not None and job.wish.held_by_user and job.reason == "JobHeldUser":
         return []
-    ready = _ready(world, job)
-    if job.reason != "JobHeldAdmin" and not (job.job.state == "pending" and ready):
-        return [Hold(job.key, "its guests are not there yet")]
+    ready, waits = _ready(world, job), _waits(world, job)
+    released = job.job.state == "pending" and ready and not waits
+    if job.reason != "JobHeldAdmin" and not released:
+        return [Hold(job.key, waits or "its guests are not there yet")]
     if why := _refused(job):
         return [Cancel(job.key, why)]
     if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
         return [Cancel(job.key, refusal.reason)]
-    if job.waits_for_others:
-        return [Tell(job.key, "waits for the jobs that it depends on")]
-    if job.started_s is not None and job.started_s > world.now_s and not job.key.restart:
-        return [Tell(job.key, "waits for the time at which its owner lets it begin")]
+    if waits:
+        return _rest(world, job, waits)
+    if released:
+        return _recall(world, job)
     if ready:
-        return [] if job.job.state == "pending" else [Release(job.key, "its guests are there")]
-    return _prepare(world, job, taken)
+        return [Release(job.key, "its guests are there")]
+    return [*next_tasks(world, job)] or _prepare(world, job, taken)
+
+
+def _waits(world: World, job: PoolJob) -> str:
+    """Return for what the job waits that is no matter of guests, as far as it can be known; or an empty string."""
+    if job.waits_for_others:
+        return "waits for the jobs that it depends on"
+    if world.look.partition_state in {"DOWN", "INACTIVE"}:
+        return f"waits for its partition, which is {world.look.partition_state}"
+    # Of a released job it is only when Slurm expects to start it.
+    if job.job.state == "held" and job.begins_s > world.now_s and not job.key.restart:
+        return "waits for the time at which its owner lets it begin"
+    return world.resting.get(job.key, "")
+
+
+def _rest(world: World, job: PoolJob, why: str) -> list[Action]:
+    """Have no guests for a job that could not start on them."""
+    if world.run_nodes(job.key):
+        return [*_unpinned(job), Unreserve(reservation_name(job.key), why)]
+    places = [place for place in world.places if place.run == job.key]
+    if places and not world.carried(job.key) and {place.host for place in places} <= set(world.settled):
+        return [GiveBackRoom(job.key, attempt, why) for attempt in dict.fromkeys(place.attempt for place in places)]
+    return [Rest(job.key, why)]
+
+
+def _recall(world: World, job: PoolJob) -> list[Action]:
+    since_s = world.ready_since_s.get(job.key, world.now_s)
+    if world.now_s - since_s <= world.limits.start_max_s:
+        return []
+    return [Recall(job.key, f"slurm did not start it within {world.limits.start_max_s:g} s: {job.reason}")]
 
 
 def _refused(job: PoolJob) -> str:
@@ -316,7 +359,7 @@ def _ready(world: World, job: PoolJob) -> bool:
 def _running(world: World, job: PoolJob) -> list[Action]:
     nodes, carried = world.run_nodes(job.key), world.carried(job.key)
     own = {node.name for node in nodes}
-    if job.job.slurm_state == "CONFIGURING":
+    if job.starting:
         late = job.started_s is not None and world.now_s - job.started_s > world.limits.configuring_max_s
         if late or not own.issuperset(job.job.nodes):
             return [GiveBackJob(job.key, "its nodes do not answer" if late else "it was given another job's node")]
@@ -325,6 +368,9 @@ def _running(world: World, job: PoolJob) -> list[Action]:
         guest = carried.get(node.name)
         if guest and guest.state in {"failed", "refused"} and "DOWN" not in node.state:
             actions.append(Down(node.name, job.key, guest.reason))
+        elif job.job.slurm_state == "COMPLETING" and "NOT_RESPONDING" in node.state and "DOWN" not in node.state:
+            # Else Slurm would wait for its slurmd for SlurmdTimeout, and nothing runs there any more.
+            actions.append(Down(node.name, job.key, "its slurmd does not answer"))
         elif not node.closed and "DOWN" not in node.state:
             actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
     return actions

@@ -126,7 +126,7 @@ class Hypervisor:
         )
         path = f"/v1/hosts/{self._host.name}/report?digest={self._digest}"
         answer = await transport.request(self._host.config.controller, "POST", path, body, timeout_s=POLL_TIMEOUT_S)
-        return msgspec.convert(transport.decoded(answer), Orders)
+        return transport.converted(transport.decoded(answer), Orders)
 
     def _facts(self) -> tuple[GuestNode, ...]:
         return tuple(carried.facts_for_controller() for _, carried in sorted(self._carried.items()))

@@ -124,6 +124,13 @@ class Lines:
             if why := self._queue.reason(key):
                 yield run, why
 
+    def leave(self, run: JobKey) -> None:
+        """Let a run stand in no line; one that was let through is none of them."""
+        if run not in self._begun and str(run) in self._runs:
+            del self._runs[str(run)]
+            self._queue.remove(str(run))
+            self._attempts.pop(run, None)
+
     def failed(self, run: JobKey, host: str, why: str) -> None:
         """Note that a run's guests could not be made; the queue knows whether and when it is tried again."""
         self._begun.discard(run)

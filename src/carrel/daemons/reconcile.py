@@ -17,10 +17,11 @@ import msgspec
 from carrel.config import Config
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
-from carrel.core.guestdeeds import Action, OnJob, OnName
+from carrel.core.guestdeeds import Action, OnJob, OnLine, OnName
 from carrel.core.guestnodes import Limits, World
 from carrel.core.queue import Cancel, Launch
 from carrel.daemons.lines import Lines, Taken
+from carrel.daemons.patience import Patience
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
@@ -76,16 +77,17 @@ class Reconciler:
         """
         mine = settings.guest_nodes
         self._settings = mine
-        self._limits = Limits(configuring_max_s=mine.configuring_max_s)
+        self._limits = Limits(configuring_max_s=mine.configuring_max_s, start_max_s=mine.start_max_s)
         self._pool = pool or SlurmPool(settings.slurm, mine.partition)
         self._clock = clock
         self._lines = Lines(admission, settings.placement.launches, clone=settings.guests.clone, clock=clock)
         self._tell = tell
         self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
-        self._given_back: dict[int, set[JobKey]] = {}
-        """Runs of a job that had their nodes and did not start; forgotten by a restart, on purpose."""
-        self._attempts = settings.placement.launches.attempts
+        launches = settings.placement.launches
+        self._patience = Patience(
+            attempts=launches.attempts, rest_s=mine.start_max_s, rest_max_s=launches.backoff_max_s
+        )
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
         self._world: World | None = None
@@ -161,6 +163,7 @@ class Reconciler:
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
         world = self._world_of(look, taken, heard)
+        self._patience.see(look, decide.released(world), world.now_s)
         self._publish(world)
         self._world = world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
@@ -185,6 +188,7 @@ class Reconciler:
         return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
 
     def _world_of(self, look: Look, taken: Taken, heard: Mapping[str, Heard]) -> World:
+        now_s = self._clock()
         return World(
             look=look,
             places=taken.places(look.cluster),
@@ -194,19 +198,12 @@ class Reconciler:
                 guest.node for name, each in self._heard.items() if name not in heard for guest in each.report.guests
             },
             begun=self._lines.begun(),
-            given_up=self._lines.given_up() | self._never_started(look),
-            now_s=self._clock(),
+            given_up=self._lines.given_up() | self._patience.never_started(look),
+            resting=self._patience.resting(now_s),
+            ready_since_s=self._patience.ready_since_s,
+            now_s=now_s,
             limits=self._limits,
         )
-
-    def _never_started(self, look: Look) -> dict[JobKey, str]:
-        """Return the runs whose job had its nodes so often, and did not start on them, that it is not tried again."""
-        said = f"it had its nodes {self._attempts} times and did not start on them; see the log of slurmctld"
-        return {
-            job.key: said
-            for job in look.jobs
-            if len(self._given_back.get(job.key.job_id, set()) - {job.key}) >= self._attempts
-        }
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
@@ -239,9 +236,6 @@ class Reconciler:
         alive = {job.key for job in look.jobs if job.alive}
         self._lines.keep_only(alive)
         self._told = {run: value for run, value in self._told.items() if run in alive}
-        started = {job.key.job_id for job in look.jobs if job.job.slurm_state == "RUNNING"}
-        waiting = {run.job_id for run in alive} - started
-        self._given_back = {job_id: runs for job_id, runs in self._given_back.items() if job_id in waiting}
         self._counted = {mark for mark in self._counted if mark[0] in alive}
 
     async def _sweep(self, world: World, taken: Taken) -> None:
@@ -275,38 +269,49 @@ class Reconciler:
         """Do one thing; return whether a look at once would show something new."""
         if isinstance(action, deeds.OnJob):
             return await self._act_on_job(action, jobs[action.run])
-        await self._act_on_name(action, jobs)
-        return True
+        if isinstance(action, deeds.OnLine):
+            await self._act_in_line(action, jobs[action.run])
+            return False
+        return await self._act_on_name(action, jobs)
 
     async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
-        job_id = job.key.job_id
         match action:
             case deeds.Hold():
-                self._complain(action, await self._pool.hold(job_id))
-            case deeds.FindRoom():
-                self._lines.add(job, action)
-                return False
+                self._complain(action, await self._pool.hold(job))
+            case deeds.Split():
+                for task in action.tasks:
+                    self._complain(action, await self._pool.split(job, task))
             case deeds.Assign():
-                await self._assign(action)
+                return await self._assign(action, job)
             case deeds.Pin():
-                self._complain(action, await self._pool.pin(job_id, action.reservation))
+                self._complain(action, await self._pool.pin(job, action.reservation))
             case deeds.Release():
                 await self._release(action, job)
+            case deeds.Recall():
+                why = self._patience.recall(job.key, action.reason, self._clock())
+                self._complain(action, await self._pool.hold(job))
+                await self._say(job, why, what="job-recalled")
             case deeds.GiveBackJob():
-                self._note(job, "job-requeued", action.reason)
-                self._given_back.setdefault(job_id, set()).add(job.key)
-                for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
-                    self._complain(action, await self._pool.node(name, "down", action.reason))
+                await self._give_back_job(action, job)
             case deeds.Cancel():
                 await self._cancel(job, action.reason)
-            case deeds.Tell():
-                await self._say(job, action.reason)
-                return False
             case _:
                 assert_never(action)
         return True
 
-    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
+    async def _act_in_line(self, action: OnLine, job: PoolJob) -> None:
+        match action:
+            case deeds.FindRoom():
+                self._lines.add(job, action)
+            case deeds.Tell():
+                await self._say(job, action.reason)
+            case deeds.Rest():
+                self._lines.leave(job.key)
+                await self._say(job, action.reason)
+            case _:
+                assert_never(action)
+
+    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> bool:
         pool = self._pool
         match action:
             case deeds.Open():
@@ -326,6 +331,7 @@ class Reconciler:
             case _:
                 assert_never(action)
         self._complain(action, said)
+        return not said  # what Slurm refuses now is asked again at the next look, and no sooner
 
     async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
         """Take room for those whose turn it is, and say to the others why they wait."""
@@ -353,11 +359,17 @@ class Reconciler:
         named = [action for action in decide.plan(self._world) if isinstance(action, deeds.Assign)]
         await self._act_on_all(named, jobs)
 
+    async def _give_back_job(self, action: deeds.GiveBackJob, job: PoolJob) -> None:
+        self._note(job, "job-requeued", action.reason)
+        self._patience.give_back(job.key)
+        for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
+            self._complain(action, await self._pool.node(name, "down", action.reason))
+
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
-        self._complain(why, await self._pool.cancel(job.key.job_id))
+        self._complain(why, await self._pool.cancel(job))
 
-    async def _assign(self, action: deeds.Assign) -> None:
+    async def _assign(self, action: deeds.Assign, job: PoolJob) -> bool:
         """Point the names at their hosts, reserve them, pin the job and open them; where all went well, tell the hosts.
 
         What Slurm did not take is found by the next look as what is yet to be done.
@@ -368,32 +380,33 @@ class Reconciler:
             *(pool.assign(node, address=addresses[host], host_name=host) for node, host in names.items()),
             pool.reserve(name, action.user, list(names)),
         )
+        if said[-1]:  # an administrator keeps the names, perhaps for hours
+            await self._say(job, "waits for node names of the pool that can be reserved; see carrelctld's log")
         if not any(said):  # a name that is open and not reserved would be anybody's
             why = "it is reserved for its job"
-            said = await asyncio.gather(
-                pool.pin(action.run.job_id, name), *(pool.node(node, "resume", why) for node in names)
-            )
+            said = await asyncio.gather(pool.pin(job, name), *(pool.node(node, "resume", why) for node in names))
         for words in said:
             self._complain(action, words)
         if not any(said) and self._world is not None:
             self._world = decide.foreseen(self._world, action)
             self._publish(self._world)
+        return not any(said)
 
     async def _release(self, action: deeds.Release, job: PoolJob) -> None:
         if action.run.restart:
-            self._complain(action, await self._pool.start_now(action.run.job_id))
-        self._complain(action, await self._pool.release(action.run.job_id))
+            self._complain(action, await self._pool.start_now(job))
+        self._complain(action, await self._pool.release(job))
         self._lines.ready(action.run)
         self._note(job, "job-released", action.reason)
         self._told.pop(action.run, "")
-        await self._pool.tell(action.run.job_id, "")
+        await self._pool.tell(job, "")
 
     async def _say(self, job: PoolJob, text: str, *, what: str = "job-waits") -> None:
         if self._told.get(job.key) == text:
             return
         self._told[job.key] = text
         self._note(job, what, text)
-        self._complain(text, await self._pool.tell(job.key.job_id, text))
+        self._complain(text, await self._pool.tell(job, text))
 
     def _note(self, job: PoolJob, what: str, text: str) -> None:
         _LOG.info("%s: %s job=%d", what, text, job.key.job_id)

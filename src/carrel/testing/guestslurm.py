@@ -84,28 +84,28 @@ class Slurm(SlurmPool):
     async def living(self) -> frozenset[int]:
         return frozenset(job_id for job_id, each in self.jobs.items() if each.job.alive)
 
-    async def hold(self, job_id: int) -> str:
-        return await self._change(lambda: self._waits(job_id, "held", "JobHeldAdmin"))
+    async def hold(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._waits(job.key.job_id, "held", "JobHeldAdmin"))
 
-    async def release(self, job_id: int) -> str:
-        return await self._change(lambda: self._waits(job_id, "pending", "None"))
+    async def release(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._waits(job.key.job_id, "pending", "None"))
 
-    async def start_now(self, job_id: int) -> str:
-        return await self._change(lambda: self._set(job_id, started_s=self._site.now_s()))
+    async def start_now(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._set(job.key.job_id, started_s=self._site.now_s()))
 
-    async def cancel(self, job_id: int) -> str:
-        return await self._change(lambda: self._ends(job_id, "CANCELLED"))
+    async def cancel(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._ends(job.key.job_id, "CANCELLED"))
 
-    async def tell(self, job_id: int, text: str) -> str:
+    async def tell(self, job: PoolJob, text: str) -> str:
         def say() -> None:
-            self.jobs[job_id].comment = text
+            self.jobs[job.key.job_id].comment = text
 
         return await self._change(say)
 
-    async def pin(self, job_id: int, reservation: str) -> str:
+    async def pin(self, job: PoolJob, reservation: str) -> str:
         def set_it() -> None:
             if not reservation or reservation in self.reservations:
-                self._set(job_id, reservation=reservation)
+                self._set(job.key.job_id, reservation=reservation)
 
         return await self._change(set_it)
 
@@ -201,8 +201,10 @@ class Slurm(SlurmPool):
             return
         job = each.job.job
         for name in names:
-            at = [guest for host in self._site.hosts.values() for on, guest in host.guests.items() if on == name]
-            if [guest.run for guest in at] != [job.key] or at[0].state != "ready":
+            hosts = self._site.hosts.values()
+            at = [guest for host in hosts for on, guest in host.guests.items() if on == name]
+            ready = [guest.run for guest in at if guest.state == "ready"] == [job.key] and len(at) == 1
+            if not ready and job.key not in [host.lost.get(name) for host in hosts]:
                 self._site.wrong.append(f"{job.key} began on {name}, where {at} is")
             self._words(name, (set(self.nodes[name].state) - {"IDLE"}) | {"MIXED"})
         each.job = msgspec.structs.replace(
