@@ -200,6 +200,28 @@ def test_a_broken_configuration_drains_no_node(toml: str) -> None:
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "toml", ['node.dir = "{}/{{node}}"', 'node = {{ dir = "{}/{{node}}" }}', '[node]\ndir="{}/{{node}}"']
+)
+def test_a_directory_is_found_however_toml_says_it(toml: str) -> None:
+    with carreld(OK) as node:
+        (node.dir / "carrel.toml").write_text(toml.format(node.dir) + "\n")
+        said, _ = hook("prolog", {**JOB, **GUEST, "CARREL_CONFIG": str(node.dir / "carrel.toml")})
+    assert said == ""
+    assert node.asked
+
+
+def test_a_prolog_that_finds_its_carreld_reads_no_toml() -> None:
+    with carreld(OK) as node:
+        with (node.dir / "carrel.toml").open("a") as file:
+            file.write("not toml\n")
+        told, _ = hook("prolog", {**JOB, **GUEST, "CARREL_CONFIG": str(node.dir / "carrel.toml")})
+        said, _ = hook("epilog", {**JOB, **GUEST, "CARREL_CONFIG": str(node.dir / "carrel.toml")})
+    assert told == ""
+    assert node.asked
+    assert "epilog: job 4711" in said, "an epilog needs guests.stop_timeout_s"
+
+
 @pytest.mark.parametrize("role", ["resume", "suspend", ""])
 def test_an_unknown_role_is_named_and_does_no_harm(role: str) -> None:
     said, _ = hook(role, JOB)
