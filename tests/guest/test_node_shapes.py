@@ -33,6 +33,9 @@ backoff_s = 0.2
 [guest_nodes]
 configuring_max_s = 3.0
 start_max_s = 4.0
+
+[metrics]
+enabled = false
 """
 
 
