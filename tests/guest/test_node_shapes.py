@@ -33,6 +33,9 @@ backoff_s = 0.2
 [guest_nodes]
 configuring_max_s = 3.0
 start_max_s = 4.0
+
+[metrics]
+enabled = false
 """
 
 
@@ -114,6 +117,20 @@ def test_of_an_array_one_task_may_be_cancelled_and_then_all_of_it(box: Sandbox, 
     wait_for(lambda: [tasks(box, array)[task][0] for task in (0, 2, 3, 4)] == ["RUNNING"] * 4)
     box.run(["scancel", str(array)])
     wait_for(lambda: {state for state, _ in tasks(box, array).values()} == {"CANCELLED"})
+
+
+def test_a_task_waits_for_the_one_that_it_depends_on_and_a_job_for_the_whole(box: Sandbox, user: User) -> None:
+    script = '#!/bin/sh\ndate +%s.%N > "$1.$SLURM_ARRAY_TASK_ID.began"\ndate +%s.%N > "$1.$SLURM_ARRAY_TASK_ID.ended"\n'
+    first, place = submit(box, script, *OPTIONS, "--array=0-1", user=user, arguments=("first",))
+    tasks_too = (*OPTIONS, "--array=0-1", f"--dependency=aftercorr:{first}")
+    second, place_2 = submit(box, script, *tasks_too, user=user, arguments=("second",))
+    last, place_3 = submit(box, script, *OPTIONS, f"--dependency=afterok:{first}", user=user, arguments=("last",))
+    assert {await_end(box, job_id) for job_id in (first, second, last)} == {"COMPLETED"}
+    places = (place, place_2, place_3)
+    times = {path.name: float(path.read_text()) for place in places for path in place.glob("*.*.*")}
+    for task in ("0", "1"):
+        assert times[f"first.{task}.ended"] < times[f"second.{task}.began"]
+        assert times[f"first.{task}.ended"] < times["last..began"]
 
 
 # -- what Slurm does not start ---------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def kinds(of: World) -> list[str]:
 
 PINNED = job(reservation=reservation_name(RUN))
 OPEN = node("v1", "IDLE+CLOUD", on="h1")
+CLOSED = node("v1", "IDLE+CLOUD+DRAIN", on="h1")
 
 
 def ready(of: PoolJob = PINNED, **more: object) -> World:
@@ -118,7 +119,19 @@ def test_a_held_job_looks_for_room_for_all_of_its_guests() -> None:
 
 
 def test_a_job_that_depends_on_others_takes_no_room() -> None:
-    assert kinds(world(job(waits_for_others=True))) == ["Rest"]
+    assert kinds(world(job(waits_for_others=True))) == ["Watch"]
+
+
+def test_slurm_watches_the_dependency_of_a_job_that_is_held_again_when_it_is_fulfilled() -> None:
+    depends = msgspec.structs.replace(RELEASED, reservation="", reason="Dependency", waits_for_others=True)
+    assert kinds(world(depends)) == ["Rest"]
+    assert kinds(world(msgspec.structs.replace(depends, waits_for_others=False))) == ["Hold"]
+
+
+def test_no_name_is_in_no_reservation_while_a_job_could_start_on_it() -> None:
+    gone = {"places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
+    assert kinds(world(nodes=(OPEN,), **gone)) == ["Close"]  # type: ignore[arg-type]
+    assert kinds(world(nodes=(CLOSED,), **gone)) == ["Unreserve"]  # type: ignore[arg-type]
 
 
 def test_a_job_that_begins_later_takes_no_room_but_a_requeued_one_does_not_wait() -> None:
@@ -208,7 +221,12 @@ def test_a_released_job_that_waits_for_the_scheduler_is_left_alone() -> None:
 def test_what_its_owner_enlarged_is_not_released_but_begins_anew() -> None:
     larger = msgspec.structs.replace(PINNED, cpus=4)
     found = world(larger, nodes=(OPEN,), places=(place(),), reserved={RUN: ("v1",)}, guests={"h1": (guest(),)})
-    assert kinds(found) == ["Pin", "Unreserve"]
+    assert kinds(found) == ["Pin", "Close"]
+
+
+def test_names_that_a_killed_controller_was_giving_back_are_given_back() -> None:
+    assert kinds(ready(nodes=(CLOSED,))) == ["Pin", "Unreserve"]
+    assert kinds(ready(job(), nodes=(CLOSED,))) == ["Unreserve"]
 
 
 def test_room_of_another_size_is_given_back_first() -> None:
@@ -216,7 +234,7 @@ def test_room_of_another_size_is_given_back_first() -> None:
 
 
 def test_a_guest_that_failed_gives_its_names_back() -> None:
-    assert kinds(ready(guests={"h1": (guest(state="failed", reason="no"),)})) == ["Pin", "Unreserve"]
+    assert kinds(ready(guests={"h1": (guest(state="failed", reason="no"),)})) == ["Pin", "Close"]
 
 
 def test_room_of_an_attempt_that_failed_is_given_back_so_that_the_queue_may_choose_again() -> None:
@@ -247,7 +265,8 @@ def test_a_released_job_that_slurm_does_not_start_is_held_again_after_the_bound_
 
 def test_a_job_that_rests_gives_back_its_names_then_its_room_and_stands_in_no_line() -> None:
     resting = {RUN: "tried again in 120 s"}
-    assert kinds(ready(resting=resting)) == ["Pin", "Unreserve"]
+    assert kinds(ready(resting=resting)) == ["Pin", "Close"]
+    assert kinds(ready(nodes=(CLOSED,), resting=resting)) == ["Pin", "Unreserve"]
     assert kinds(world(job(), places=(place(),), guests={"h1": (guest(),)}, resting=resting)) == ["Rest"]
     assert kinds(world(job(), places=(place(),), settled=("h2",), resting=resting)) == ["Rest"]
     assert kinds(world(job(), places=(place(),), resting=resting)) == ["GiveBackRoom"]
@@ -257,15 +276,15 @@ def test_a_job_that_rests_gives_back_its_names_then_its_room_and_stands_in_no_li
 @pytest.mark.parametrize("state", ["DOWN", "INACTIVE"])
 def test_while_no_job_of_the_partition_starts_none_has_guests(state: str) -> None:
     assert kinds(ready(RELEASED, partition_state=state)) == ["Hold"]
-    assert kinds(ready(partition_state=state)) == ["Pin", "Unreserve"]
+    assert kinds(ready(partition_state=state)) == ["Pin", "Close"]
     (action,) = decide.plan(world(job(), partition_state=state))
     assert action == deeds.Rest(RUN, f"waits for its partition, which is {state}")
     assert kinds(world(job(), partition_state="DRAIN")) == ["FindRoom"]
 
 
 def test_a_job_whose_owner_lets_it_wait_for_others_when_it_has_its_guests_gives_them_back() -> None:
-    assert kinds(ready(msgspec.structs.replace(RELEASED, waits_for_others=True))) == ["Hold"]
-    assert kinds(ready(msgspec.structs.replace(PINNED, waits_for_others=True))) == ["Pin", "Unreserve"]
+    for of in (RELEASED, PINNED):
+        assert kinds(ready(msgspec.structs.replace(of, waits_for_others=True))) == ["Pin", "Close"]
 
 
 def test_when_slurm_expects_to_start_a_released_job_is_no_wish_of_its_owner() -> None:
@@ -417,12 +436,14 @@ def test_of_a_run_that_is_over_the_reservation_goes_first_and_the_host_is_told_n
 def test_a_requeued_job_is_unpinned_before_its_old_reservation_goes() -> None:
     again = job(key=NEXT_RUN, reservation=reservation_name(RUN), waits_for_others=True)
     found = world(again, nodes=(node("v1", "IDLE+CLOUD", on="h1"),), reserved={RUN: ("v1",)})
-    assert kinds(found) == ["Rest", "Pin"]
+    assert kinds(found) == ["Watch", "Pin"]
 
 
 def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:
     assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+DRAIN"),))) == ["PowerDown"]
-    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+POWERING_DOWN"),))) == []
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+DRAIN+POWER_DOWN"),))) == []
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+POWERING_DOWN"),))) == ["Close"]
+    assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+DRAIN+POWERING_DOWN"),))) == []
     assert kinds(world(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN"),))) == ["Close"]
     assert kinds(world()) == []
 
@@ -467,4 +488,4 @@ def test_room_of_an_attempt_that_was_given_up_is_given_back_when_its_host_speaks
 def test_names_on_a_host_that_fell_silent_are_given_back_before_the_guest_begins_elsewhere() -> None:
     pointed = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h3")
     found = world(PINNED, nodes=(pointed,), places=(place("h3"),), reserved={RUN: ("v1",)})
-    assert kinds(found) == ["Pin", "Unreserve"]
+    assert kinds(found) == ["Pin", "Close"]

@@ -75,6 +75,13 @@ class Release(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Watch(msgspec.Struct, frozen=True):
+    """Let Slurm see when the jobs have ended that this one depends on: of a held job it does not look."""
+
+    run: JobKey
+    reason: str
+
+
 class Recall(msgspec.Struct, frozen=True):
     """Hold a job again that was released and that Slurm does not start; it rests before it is tried again."""
 
@@ -134,7 +141,7 @@ class Rest(msgspec.Struct, frozen=True):
     reason: str
 
 
-OnJob = Hold | Split | Assign | Pin | Release | Recall | GiveBackJob | Cancel
+OnJob = Hold | Split | Assign | Pin | Release | Watch | Recall | GiveBackJob | Cancel
 OnLine = FindRoom | Tell | Rest
 """What a look at Slurm and the hosts does not show."""
 OnName = Point | Open | Close | Down | PowerDown | Unreserve | GiveBackRoom

@@ -4,7 +4,7 @@
 
     job                    room    names     guest, slurmd      next
     not held by us         -       -         -                  hold
-    held, waits for others any     any       any                give all of it back, and say for what
+    waits for others       any     any       any                give all of it back, say for what, let Slurm watch
     held, tasks            none    -         -                  make jobs of as many as may have room (``guestarrays``)
     held, may start        none    -         -                  find room               (never: cancel; busy: say so)
     held                   on h    none      none left          assign names, reserve them
@@ -19,11 +19,12 @@
     running                on h    reserved  failed             tell Slurm that the node is down
     ended, unknown         -       reserved  -                  unpin, delete the reservation
     ended, unknown         on h    none      none left          give the room back
-    -                      -       none      -                  power the name down, then keep it closed
+    -                      -       none      -                  power the name down, and keep it closed meanwhile
 
 A name is in use for as long as its reservation is there, and a host carries a guest for each reserved name of a run
 that lives. So nothing of this is stored: each row is one that a killed controller finds again. Room is given back by
-nobody but a host that says it carries nothing of the run any more.
+nobody but a host that says it carries nothing of the run any more. No name is open that is not reserved: a job that
+Slurm could start by itself would start there.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -46,13 +47,13 @@ from carrel.core.guestdeeds import (
     Open,
     Pin,
     Point,
-    PowerDown,
     Recall,
     Release,
     Rest,
     Tell,
-    Unreserve,
+    Watch,
 )
+from carrel.core.guestnames import free_names, give_back, names_at_rest
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
@@ -122,14 +123,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
 
     @cached_property
     def free(self) -> tuple[str, ...]:
-        """Names at rest that no run and no host has."""
-        carried = {guest.node for host in self.hosts.values() for guest in host.guests}
-        used = self.reserved | carried | set(self.lost)
-        return tuple(
-            node.name
-            for node in self.look.nodes.values()
-            if node.resting and node.closed and not node.parting and node.name not in used
-        )
+        """Names that a guest may have now."""
+        return tuple(free_names(self))
 
     @cached_property
     def orders(self) -> dict[str, tuple[NodeOrder, ...]]:
@@ -169,7 +164,7 @@ def plan(world: World) -> tuple[Action, ...]:
         if job.alive:
             actions += _living(world, job, taken)
     actions += _gone(world, alive)
-    actions += _names(world)
+    actions += names_at_rest(world)
     return tuple(actions)
 
 
@@ -280,7 +275,8 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return []
     ready, waits = _ready(world, job), _waits(world, job)
     released = job.job.state == "pending" and ready and not waits
-    if job.reason != "JobHeldAdmin" and not released:
+    watched = job.job.state == "pending" and job.waits_for_others
+    if job.reason != "JobHeldAdmin" and not (released or watched):
         return [Hold(job.key, waits or "its guests are not there yet")]
     if why := _refused(job):
         return [Cancel(job.key, why)]
@@ -309,11 +305,13 @@ def _waits(world: World, job: PoolJob) -> str:
 
 def _rest(world: World, job: PoolJob, why: str) -> list[Action]:
     """Have no guests for a job that could not start on them."""
-    if world.run_nodes(job.key):
-        return [*_unpinned(job), Unreserve(reservation_name(job.key), why)]
+    if nodes := world.run_nodes(job.key):
+        return [*_unpinned(job), *give_back(nodes, reservation_name(job.key), why)]
     places = [place for place in world.places if place.run == job.key]
     if places and not world.carried(job.key) and {place.host for place in places} <= set(world.settled):
         return [GiveBackRoom(job.key, attempt, why) for attempt in dict.fromkeys(place.attempt for place in places)]
+    if job.job.state == "held" and job.waits_for_others:
+        return [Watch(job.key, why)]
     return [Rest(job.key, why)]
 
 
@@ -337,8 +335,10 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     nodes, places, carried = world.run_nodes(job.key), world.run_places(job.key), world.carried(job.key)
     name = reservation_name(job.key)
     broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
-    if nodes and (broken or not _fits(world, job, nodes, places)):
-        return [*_unpinned(job), Unreserve(name, broken[0].reason if broken else "the job or its hosts have changed")]
+    halfway = any(node.closed and not node.resting for node in nodes)  # given back, but for the reservation
+    if nodes and (broken or halfway or not _fits(world, job, nodes, places)):
+        changed = broken[0].reason if broken else "the job or its hosts have changed"
+        return [*_unpinned(job), *give_back(nodes, name, changed)]
     if nodes:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
@@ -438,7 +438,7 @@ def _address(world: World, run: JobKey, node: PoolNode) -> str:
     return standing.of(report).address(report, world.carried(run).get(node.name))
 
 
-# -- what is left of runs that are gone, and names that rest -----------------------------------------------------------
+# -- what is left of runs that are gone -------------------------------------------------------------------------------
 
 
 def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
@@ -447,13 +447,14 @@ def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
     for job in world.look.jobs:
         if job.alive and job.reservation:
             naming.setdefault(job.reservation, []).append(job)
-    for name in world.look.reservations:
+    for name, reserved in world.look.reservations.items():
         if run_of_reservation(name, world.look.cluster) in alive:
             continue
         users = [job for job in naming.get(name, ()) if job.job.state in {"held", "pending"}]
         actions += [Pin(job.key, "", "its earlier run is over") for job in users]
         if not users:
-            actions.append(Unreserve(name, "its run is over"))
+            nodes = [world.look.nodes[node] for node in reserved.nodes if node in world.look.nodes]
+            actions += give_back(nodes, name, "its run is over")
     return actions + _rooms_of_the_gone(world, alive)
 
 
@@ -478,17 +479,3 @@ def _rooms_of_the_gone(world: World, alive: Collection[JobKey]) -> list[GiveBack
 
 def _unpinned(job: PoolJob) -> list[Action]:
     return [Pin(job.key, "", "its guests begin anew")] if job.reservation else []
-
-
-def _names(world: World) -> list[Action]:
-    """Return what brings names that nobody uses to rest, closed."""
-    actions: list[Action] = []
-    for node in world.look.nodes.values():
-        if node.name in world.reserved:
-            continue
-        if node.resting:
-            if not node.closed:
-                actions.append(Close(node.name, "no guest has this name"))
-        elif not node.parting:
-            actions.append(PowerDown(node.name, "no guest has this name any more"))
-    return actions

@@ -286,14 +286,17 @@ class Reconciler:
             case deeds.Hold():
                 self._complain(action, await self._pool.hold(job))
             case deeds.Split():
-                for task in action.tasks:
-                    self._complain(action, await self._pool.split(job, task))
+                self._complain(action, await self._pool.split(job, action.tasks))
             case deeds.Assign():
                 return await self._assign(action, job)
             case deeds.Pin():
                 self._complain(action, await self._pool.pin(job, action.reservation))
             case deeds.Release():
                 await self._release(action, job)
+            case deeds.Watch():
+                await self._say(job, action.reason)
+                self._lines.leave(job.key)
+                self._complain(action, await self._pool.release(job))
             case deeds.Recall():
                 why = self._patience.recall(job.key, action.reason, self._clock())
                 self._complain(action, await self._pool.hold(job))

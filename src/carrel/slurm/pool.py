@@ -151,12 +151,13 @@ class SlurmPool:
         """Hold the job so that only an administrator can release it."""
         return await self._do("update", f"JobId={job.name}", "Priority=0")
 
-    async def split(self, job: PoolJob, task: int) -> str:
-        """Make a job of its own of a task; any change does that, and held it is already."""
-        return await self._do("update", f"JobId={job.job.array_job_id}_{task}", "Priority=0")
+    async def split(self, job: PoolJob, tasks: Sequence[int]) -> str:
+        """Make jobs of their own of these tasks; any change does that, and held they are already."""
+        each = (f"JobId={job.job.array_job_id}_{task}" for task in tasks)
+        return "; ".join(filter(None, [await self._do("update", name, "Priority=0") for name in each]))
 
     async def release(self, job: PoolJob) -> str:
-        return await self._do("release", job.one)
+        return await self._do("release", job.name)
 
     async def start_now(self, job: PoolJob) -> str:
         """Let a requeued job start at once: Slurm would have it wait for two minutes."""

@@ -8,6 +8,7 @@ Nothing is found by a pattern over the whole machine: processes are descendants 
 else lies in its directory or, as cgroups, under the names of its nodes.
 """
 
+import glob
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -131,8 +132,9 @@ def _processes(box: Sandbox) -> Iterator[str]:
 
 def _files(box: Sandbox) -> Iterator[str]:
     for what, pattern in _FILES.items():
-        for path in box.dir.glob(pattern):
-            yield f"{what}: {path.relative_to(box.dir)}"
+        # Path.glob fails where a directory goes while it is looked through.
+        for path in glob.glob(pattern, root_dir=box.dir, include_hidden=True):  # noqa: PTH207  # see above
+            yield f"{what}: {path}"
 
 
 def _mounts(box: Sandbox) -> Iterator[str]:
