@@ -132,6 +132,7 @@ remote = {{vsphere = "DC0_C0_H[0-1]"}}
 [placement.launches]
 attempts = 2
 backoff_s = 0.2
+rate = {{full = 1000, linked = 1000}}
 
 [placement.addresses]
 static = ["127.77.0.10-127.77.0.40"]

@@ -109,8 +109,9 @@ class Slurm(SlurmPool):
 
         return await self._change(set_it)
 
-    async def assign(self, node: str, *, address: str, host_name: str) -> str:
-        return await self._change(lambda: self._node(node, address=address, host_name=host_name))
+    async def assign(self, node: str, *, address: str = "", host_name: str = "") -> str:
+        words = {"address": address, "host_name": host_name}
+        return await self._change(lambda: self._node(node, **{key: text for key, text in words.items() if text}))
 
     async def reserve(self, name: str, user: str, nodes: Any) -> str:
         def make() -> None:
@@ -202,7 +203,11 @@ class Slurm(SlurmPool):
         job = each.job.job
         for name in names:
             at = [guest for host in self._site.hosts.values() for on, guest in host.guests.items() if on == name]
-            if [guest.run for guest in at] != [job.key] or at[0].state != "ready":
+            far = {guest.run for guest in self._site.hypervisor.guests.values() if guest.host_name == name}
+            lost = self._site.hypervisor.lost > 0  # and perhaps this one, in the moment before
+            if far | {guest.run for guest in at} != {job.key} and not (lost and not far):
+                self._site.wrong.append(f"{job.key} began on {name}, where {at} is, and {far}")
+            if len(at) > 1 or any(guest.state != "ready" for guest in at):
                 self._site.wrong.append(f"{job.key} began on {name}, where {at} is")
             self._words(name, (set(self.nodes[name].state) - {"IDLE"}) | {"MIXED"})
         each.job = msgspec.structs.replace(
