@@ -8,7 +8,7 @@ PY   := .venv/bin/python
 BIN  := .venv/bin
 DESTDIR ?=
 
-.PHONY: help setup venv native image demo may-demo test check bench chaos chaos-bank mutants lock install clean format
+.PHONY: help setup venv native image demo may-demo test check matrix bench chaos chaos-bank mutants lock install uninstall clean format
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -24,17 +24,22 @@ test: setup     ## all tests; the skips and their reasons are printed at the end
 check: venv     ## format, lint, types, layers, C, fast tests: green at every commit
 	@scripts/check
 
+matrix: setup   ## the tests on other releases of Slurm, each on a Debian of its own; RELEASES="24.11 26.05" ARGS=
+	@scripts/matrix "$(RELEASES)" $(ARGS)
+
 bench: setup    ## the benchmarks, printing their own figures
 	@$(PY) benchmarks/run.py $(ARGS)
 
 chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, then looks what is left; SECONDS=300 SEED=
 	@$(PY) scripts/chaos $(or $(SECONDS),300) $(SEED)
 
-chaos-bank: setup ## the same for the bank: races for the last money, then kills; SECONDS=300 RACES=10 SEED=
+chaos-bank: setup ## the same for the bank: an array of a thousand, races for the last money, kills; SECONDS=300 RACES=10 SEED=
+	@$(BIN)/pytest -rP -m long tests/bank
 	@$(PY) scripts/chaos-bank $(or $(SECONDS),300) $(or $(RACES),10) $(SEED)
 
 mutants: venv   ## breaks the decisions line by line and sees that a test fails each time (minutes)
 	@$(PY) scripts/mutants
+	@$(PY) scripts/mutants --ledger
 	@$(PY) scripts/mutants --model
 
 setup:          ## everything that demo and test need: packages, virtual environment, C parts, an image
@@ -52,6 +57,9 @@ image: ## the Debian 12 image, its kernel and its initramfs
 
 install: venv native ## below DESTDIR=, for a cluster; docs/how-to/install.md says what Slurm must be told
 	@DESTDIR="$(DESTDIR)" scripts/install
+
+uninstall: ## takes away what install put below DESTDIR=; settings, images, samples and the ledger stay
+	@DESTDIR="$(DESTDIR)" scripts/install --remove
 
 format:         ## put the Python sources into their form
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .

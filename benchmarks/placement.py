@@ -20,7 +20,7 @@ from random import Random
 from typing import get_args
 
 from carrel.config import Launches, Rate
-from carrel.core.placement import Hosts, place
+from carrel.core.placement import Hosts
 from carrel.core.simulation import Setting, Simulation, Summary
 from carrel.core.workload import Bursts, Sizes, generate
 from carrel.hosts.table import Facts, HostTable
@@ -69,12 +69,12 @@ def admissions_per_s(count: int, policy: Policy) -> float:
 def takes_per_s(count: int) -> float:
     """Take places and give them back through the controller's table, each in a transaction that is on the disk."""
     with tempfile.TemporaryDirectory() as directory:
-        table = HostTable(Path(directory) / "hosts.db")
+        table = HostTable(Path(directory) / "hosts.db", partial(Hosts, policy="best-fit"))
         table.put(Facts(name=host.name, cpus=host.cpus, memory_bytes=host.memory_bytes) for host in hosts(count))
         demand = Demand(cpus=4, memory_bytes=GIB)
         begun_s = time.perf_counter()
         for number in range(TAKES):
-            table.take(str(number), demand, partial(place, demand=demand, policy="best-fit"))
+            table.take(str(number), demand, partial(Hosts.place, demand=demand))
         took_s = time.perf_counter() - begun_s
         table.close()
     return TAKES / took_s

@@ -1,6 +1,8 @@
 """Measure what sampling costs on this machine, and print what was seen.
 
-Usage: python benchmarks/sampler.py [--repeat 3] [--seconds 20] [--only paced|pieces|size]
+Usage: python benchmarks/sampler.py [--repeat 3] [--seconds 20] [--only paced|pieces|size] [--against SRC]
+
+With ``--against`` (the ``src`` of another checkout) each paced measurement is taken in turn with that one's.
 
 A paced sample costs two to three times that of a tight loop, since caches are cold when the thread wakes: only paced
 figures are costs, the others tell parts from each other. Nothing is asserted: figures are for reading.
@@ -31,6 +33,8 @@ from carrel.sampling.loop import Sampler
 from carrel.sampling.segment import RowRead, open_reader
 
 V1 = Path("/sys/fs/cgroup")
+AGAINST: list[str] = []
+"""``src`` of another checkout, to be measured in turn."""
 CONTROLLERS = ("memory", "cpuacct", "freezer", "blkio")
 
 
@@ -133,22 +137,25 @@ def paced(figures: Figures, repeat: int, seconds: float) -> None:
         "10 Hz, 1 job": (0.1, 1, 1.0),
     }
     bare(figures, repeat, seconds)
-    seen: dict[str, list[list[float]]] = {name: [] for name in kinds}
-    jitter: dict[str, list[float]] = {name: [] for name in kinds}
+    trees = {"": os.environ.get("PYTHONPATH", ""), **({", the other": AGAINST[0]} if AGAINST else {})}
+    seen: dict[tuple[str, str], list[list[float]]] = {(name, tree): [] for name in kinds for tree in trees}
+    jitter: dict[tuple[str, str], list[float]] = {which: [] for which in seen}
     for _ in range(repeat):
-        for name, (period, jobs, sync) in kinds.items():
+        for (name, tree), runs in seen.items():
+            period, jobs, sync = kinds[name]
             with groups(jobs) as pids, tempfile.TemporaryDirectory() as root:
                 told = [w for n, pid in enumerate(pids) for w in (msgspec.json.encode(job(n)).decode(), str(pid))]
                 words = [sys.executable, "-c", PACED, root, str(period), str(seconds), str(sync), *told]
-                out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
-                seen[name].append([float(word) for word in out.split()])
-                jitter[name] += late_ms(Path(root) / "bench" / "0" / "samples.bench.seg", period)
-    for name, runs in seen.items():
+                env = {**os.environ, "PYTHONPATH": trees[tree]}
+                out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=env).stdout
+                runs.append([float(word) for word in out.split()])
+                jitter[name, tree] += late_ms(Path(root) / "bench" / "0" / "samples.bench.seg", period)
+    for (name, tree), runs in seen.items():
         period, jobs, _ = kinds[name]
-        cost = figures.row(f"{name}: CPU per sample, whole process", [one[0] for one in runs], "us")
+        cost = figures.row(f"{name}{tree}: CPU per sample, whole process", [one[0] for one in runs], "us")
         figures.row("  of a core", [cost / period / 1e4], "%")
         figures.row("  resident", [one[1] for one in runs], "MB")
-        late = sorted(jitter[name])
+        late = sorted(jitter[name, tree])
         figures.row("  late, median", [statistics.median(late)], "ms", f"p99 {late[int(len(late) * 0.99)]:.3g} ms")
 
 
@@ -258,7 +265,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each kind")
     parser.add_argument("--seconds", type=float, default=20, help="length of one paced measurement")
     parser.add_argument("--only", choices=["paced", "pieces", "size"], help="one part only")
+    parser.add_argument("--against", help="src of another checkout, whose paced samples are taken in turn")
     arguments = parser.parse_args()
+    AGAINST.extend([arguments.against] if arguments.against else [])
     kernel, python = platform.release(), platform.python_version()
     print(f"{os.cpu_count()} CPUs, Linux {kernel}, Python {python}, load {os.getloadavg()[0]:.1f}")
     parts = {"pieces": pieces, "paced": paced, "size": size}

@@ -22,6 +22,11 @@ local function lines(path)
   return file and file:lines() or function() end
 end
 
+local function refused(text)
+  slurm.log_user("%s", text)
+  return VIOLATES_POLICY
+end
+
 local section = ""
 for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
   section = line:match("^%s*%[([^%]]*)%]") or section
@@ -114,21 +119,17 @@ function M.submit(job_desc, submit_uid)
   if not job_desc.account and job_desc.default_account then words[3] = "account=" .. job_desc.default_account end
   local asked = question("submit", words, job_desc)
   local word, rest = ask(asked)
-  if word == "refuse" then
-    slurm.log_user("%s", rest)
-    return VIOLATES_POLICY
-  end
+  if word == "refuse" then return refused(rest) end
   local hold = word == "hold"
   if not word and not (settings.offline == "open" and on_lease(job_desc, asked)) then
-    if settings.offline == "closed" then
-      slurm.log_user("%s", SILENT)
-      return VIOLATES_POLICY
-    end
+    if settings.offline == "closed" then return refused(SILENT) end
     hold = true
     slurm.log_user("%s", "carrelctld does not answer; the job is held and starts when its account was asked")
   end
+  -- Slurm's accounting keeps no guests, so the token does: for each node, or for each task, which carrelctld then counts.
+  local guests = asked:find("\31guest=1", 1, true) and (asked:find("\31guest_per=task", 1, true) and ".t" or ".g") or ""
   local others = job_desc.admin_comment and ";" .. job_desc.admin_comment or ""
-  job_desc.admin_comment = "bank=" .. (rest or token) .. (hold and ";held" or "") .. others
+  job_desc.admin_comment = "bank=" .. (rest or token .. guests) .. (hold and ";held" or "") .. others
   if hold then job_desc.priority = 0 end
   return slurm.SUCCESS
 end
@@ -143,8 +144,7 @@ function M.modify(job_desc, job_rec, modify_uid)
   if #words == before and not release then return slurm.SUCCESS end
   local word, rest = ask(asked .. (release and "\31release=1" or ""))
   if word == "ok" or (not word and settings.offline == "open" and not release) then return slurm.SUCCESS end
-  slurm.log_user("%s", rest or SILENT)
-  return VIOLATES_POLICY
+  return refused(rest or SILENT)
 end
 
 return M

@@ -8,7 +8,7 @@ local M = {}
 
 local NOTHING = { [65534] = true, [254] = true, [4294967294] = true, [18446744073709551614] = true }
 -- What carrelctld admits a job by; an owner who could change it would have more than was admitted.
-local ADMITTED = { "priority", "partition", "reservation", "req_nodes", "features", "min_nodes", "max_nodes", "num_tasks",
+local ADMITTED = { "priority", "partition", "reservation", "req_nodes", "exc_nodes", "features", "min_nodes", "max_nodes", "num_tasks",
 	"min_cpus", "max_cpus", "cpus_per_task", "pn_min_cpus", "pn_min_memory", "min_mem_per_node", "min_mem_per_cpu",
 	"ntasks_per_node", "shared", "gres", "tres_per_node", "tres_per_job", "admin_comment" }
 
@@ -38,10 +38,12 @@ local function refusal(job, wish, partition)
 		return "--guest-per=" .. wish.per .. ": partition " .. partition .. " has no other nodes than guests; leave it out"
 	elseif given(job.partition) and job.partition ~= partition then
 		return "--guest-per=node: such jobs run in partition " .. partition .. "; leave --partition out"
-	elseif given(job.array_inx) then
-		return "--guest-per=node: not for the tasks of an array; submit them as jobs, or take --guest-per=job"
-	elseif given(job.req_nodes) then
-		return "--guest-per=node: the guest gets its node name when it is made; leave --nodelist out"
+	elseif given(job.req_nodes) or given(job.exc_nodes) then
+		return "--guest-per=node: the node is made for the job, on a host that is none of Slurm's; leave --nodelist and --exclude out"
+	elseif given(job.het_job_offset) then
+		return "--guest-per=node: not for the components of a heterogeneous job; submit them as jobs, or take --guest-per=job"
+	elseif given(job.reservation) then
+		return "--guest-per=node: the node is made for the job and is in nobody else's reservation; leave --reservation out"
 	elseif job.pn_min_memory == 0 or job.min_mem_per_node == 0 then
 		return "--guest-per=node: --mem=0 is all of a node, and the node is made for the job; say how much"
 	end

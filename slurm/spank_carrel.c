@@ -300,6 +300,7 @@ static int become_enter(spank_t spank)
 {
 #if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(23, 11, 0)
 	const char *before[] = { enter_path, "--" };
+	spank_unsetenv(spank, "CARREL_ENTER_ARGV0"); /* where there is one, carrel-enter looks for no `--` */
 	return spank_prepend_task_argv(spank, 2, before) == ESPANK_SUCCESS ? 0 : -1;
 #else
 	char **argv, *enter = strdup(enter_path);

@@ -6,6 +6,8 @@ sink's, from ``[sinks.<name>]``.
 """
 
 import difflib
+import os
+import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -110,6 +112,9 @@ class GuestNodes(Section, frozen=True):
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
     configuring_max_s: float = 30.0
     """A job that was given its nodes and does not start within this time is given back to the queue."""
+    start_max_s: float = 120.0
+    """A job that has its guests, and that Slurm does not start within this time (a limit, a licence), gives them back;
+    it is tried again after as long, and then twice as long each time, up to ``placement.launches.backoff_max_s``."""
     join_max_s: float = 120.0
     """A guest whose slurmd has not registered so long after it was ready has failed."""
     host_silent_s: float = 30.0
@@ -309,8 +314,9 @@ class Metrics(Section, frozen=True):
     """Processes are read so often after the first seconds of a job."""
     budget_cores: float = 0.01
     """Part of a CPU that sampling may take; beyond it, the dearest sources are read less often, as the files say."""
-    sync_period_s: float = 1.0
-    """A power cut loses what is younger than this; a kill loses nothing that was written."""
+    sync_period_s: float = 5.0
+    """A power cut loses what is younger than this; a kill loses nothing that was written. Syncing each second takes a
+    quarter of what a sample takes."""
     job_bytes_max: int = 256 * 2**20
     """Before the samples of a job on one node grow beyond this, it is sampled less often, and the files say so."""
     formats: tuple[Literal["csv", "parquet"], ...] = ("csv",)
@@ -383,6 +389,11 @@ class Config(Section, frozen=True):
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
+def this_node() -> str:
+    """Return what Slurm most likely calls this machine: what slurmd says of itself, else the host's short name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
 def load(path: Path | None = None) -> Config:
     """Read the configuration; all defaults where there is no file.
 
@@ -396,7 +407,7 @@ def load(path: Path | None = None) -> Config:
         raw = tomllib.loads(path.read_text())
     except OSError as error:
         raise CarrelError(f"{path}: {error.strerror}; is it readable by you?") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CarrelError(f"{path}: not TOML: {error}") from error
     if "source" in raw:
         raise CarrelError(f"{path}: unknown key source")

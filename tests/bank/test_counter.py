@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def board_of(*events: tuple[float, str]) -> Board:
     return board
 
 
-def charged(bank: Bank, *, moment_s: int) -> None:
+def charged(bank: Bank, *, moment_s: int, guests: int = 1) -> None:
+    resources = {"cpu": 1} | ({"guest": guests} if guests else {})
     bank.ledger.call(
         Backfill(
             key="e",
@@ -136,18 +138,28 @@ def charged(bank: Bank, *, moment_s: int) -> None:
             user="ada",
             job_id=7,
             amount_micro_su=900,
-            inputs={"moment_s": moment_s, "seconds": 60},
+            inputs={"moment_s": moment_s, "seconds": 60, "resources": resources},
         )
     )
 
 
 def refunded(bank: Bank, board: Board) -> list[int]:
-    return [refund.amount_micro_su for refund in asyncio.run(Starts(bank, board).refunds())]
+    return [refund.amount_micro_su for refund in asyncio.run(Starts(bank, board, since_s=0).refunds())]
 
 
 def test_a_run_whose_guest_we_could_not_start_costs_nothing(bank: Bank) -> None:
     charged(bank, moment_s=1000)
     assert refunded(bank, board_of((1010.0, "guest-failed"))) == [900]
+
+
+def test_a_run_whose_node_could_carry_no_guest_costs_nothing(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    assert refunded(bank, board_of((1010.0, "node-fault"))) == [900]
+
+
+def test_a_job_that_runs_on_its_nodes_is_paid_for_even_if_a_steps_guest_failed(bank: Bank) -> None:
+    charged(bank, moment_s=1000, guests=0)
+    assert refunded(bank, board_of((1010.0, "guest-failed"))) == []
 
 
 def test_a_run_that_entered_a_guest_is_paid_for_even_if_another_guest_failed(bank: Bank) -> None:
@@ -160,9 +172,38 @@ def test_the_failure_of_an_earlier_job_of_the_same_number_refunds_nothing(bank: 
     assert refunded(bank, board_of((1010.0, "guest-failed"))) == []
 
 
+def test_of_a_run_that_began_before_us_the_nodes_have_a_minute_to_tell_whether_a_task_entered(bank: Bank) -> None:
+    charged(bank, moment_s=1000)
+    board = board_of((1010.0, "guest-failed"))
+    assert asyncio.run(Starts(bank, board, since_s=time.time()).refunds()) == []
+    assert len(asyncio.run(Starts(bank, board, since_s=time.time() - 61).refunds())) == 1
+
+
 def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:
     charged(bank, moment_s=1000)
     board = board_of((1010.0, "guest-failed"))
-    for refund in asyncio.run(Starts(bank, board).refunds()):
+    for refund in asyncio.run(Starts(bank, board, since_s=0).refunds()):
         assert isinstance(bank.ledger.call(refund), Receipt)
     assert refunded(bank, board) == []
+
+
+@pytest.mark.root
+def test_a_stranger_is_shown_out_before_he_has_asked(bank: Bank, tmp_path: Path) -> None:
+    """Or connections that never ask would take the descriptors of those that do."""
+    script = (
+        "import socket; "
+        f"sock = socket.socket(socket.AF_UNIX); sock.connect({str(tmp_path / 'submit.sock')!r}); "
+        "print(sock.makefile().read(), end='')"
+    )
+
+    async def said() -> bytes:
+        server = await asyncio.start_unix_server(Counter(bank).connected, str(tmp_path / "submit.sock"))
+        (tmp_path / "submit.sock").chmod(0o666)
+        words = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "/usr/bin/python3", "-c", script]
+        async with server, asyncio.timeout(60):
+            child = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            return (await child.communicate())[0]
+
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    assert asyncio.run(said()) == b"refuse\tuid 12345 may not ask here, only slurmctld may\n"

@@ -1,5 +1,6 @@
 """The bank on a real Slurm with slurmdbd: what is refused, and that each run is charged price times what sacct says."""
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -41,6 +42,26 @@ def test_a_job_is_set_aside_at_submit_and_charged_at_its_end(bank: Banked) -> No
     spent = bank.balance().spent_micro_su - before.spent_micro_su
     (run,) = [run for run in bank.records() if run.job_id == job_id]
     assert spent == bank.price(run) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-n1 -c4",
+        "-n3 -c2",
+        "-N2 --ntasks-per-node=2",
+        "-n2 --mincpus=3",
+        "--exclusive -N2",
+        "--array=0-6%2 -c2 --mem=2G",
+    ],
+)
+def test_f17_what_is_set_aside_at_submit_is_what_carrel_quote_says(bank: Banked, options: str) -> None:
+    words = [*options.split(), "-t10"]
+    quoted = bank.box.run(["carrel", "quote", "--json", *words, "--wrap", "true"])
+    assert quoted.returncode == 0, quoted.stderr
+    job_id = bank.sbatch("--hold", *words, "--wrap=true")
+    assert bank.lien(job_id).lien_micro_su == json.loads(quoted.stdout)["amount_micro_su"]
+    bank.box.run(["scancel", str(job_id)])
 
 
 def test_a_refusal_says_what_is_needed_what_is_left_and_where_to_see_more(bank: Banked) -> None:

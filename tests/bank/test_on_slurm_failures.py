@@ -2,9 +2,11 @@
 
 import re
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.slurm
 
 SUBMITTERS = 100
 AFFORDABLE = 37
+TOGETHER = 20
 JOB_MICRO_SU = -(-1_000_000 * 3660 // 3600)
 """One CPU for an hour, and the minute that Slurm may be late."""
 
@@ -90,27 +93,34 @@ def test_f12_whoever_is_killed_no_run_is_charged_twice_or_never(bank: Banked, vi
     assert bank.broken() == []
 
 
-def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_and_slurmctld_goes_on(bank: Banked) -> None:
+def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_within_the_deadline(bank: Banked) -> None:
     bank.deposit(10**9, "hung")
-    bank.box.kill("carrelctld", signal.SIGSTOP)
-    try:
-        for _ in range(5):
-            began_s = time.monotonic()
-            status, said = bank.try_sbatch("-n1", "-t1", "--wrap=true")
-            assert status != 0
-            assert "carrelctld does not answer" in said
-            # Slurm itself gives up after MessageTimeout, ten seconds; this is no measure, the benchmark is.
-            assert time.monotonic() - began_s < 10
+    deadline_s = bank.settings.bank.deadline_ms / 1000
+    longer_s = []
+    for _ in range(5):
+        bare_s = _took_s(bank, accepted=True)
+        with _hung(bank):
+            longer_s.append(_took_s(bank, accepted=False) - bare_s)
             assert bank.scontrol("ping")[0] == 0
-    finally:
-        bank.box.kill("carrelctld", signal.SIGCONT)
-    wait_for(lambda: bank.try_sbatch("-n1", "-t1", "--wrap=true")[0] == 0, "it answers again", timeout_s=60)
+    # In pairs, and the median of them: whatever else the machine does falls on both of a pair.
+    assert 0.5 * deadline_s < statistics.median(longer_s) < 2 * deadline_s, longer_s
+
+
+def test_f13_many_submitters_do_not_wait_for_a_hung_bank_one_after_the_other(bank: Banked) -> None:
+    bank.deposit(10**9, "hung/many")
+    deadline_s = bank.settings.bank.deadline_ms / 1000
+    bare_s = _together_s(bank, accepted=True)
+    with _hung(bank):
+        longer_s = _together_s(bank, accepted=False) - bare_s
+    assert longer_s < TOGETHER / 2 * deadline_s
     wait_for(lambda: not bank.liens("active", "bound"), "all is charged", timeout_s=60)
     assert bank.broken() == []
 
 
 def test_f31_a_slurmctld_that_forgets_and_runs_jobs_again_has_each_run_charged_as_slurmdbd_says(bank: Banked) -> None:
     bank.deposit(10**9, "forgets")
+    wait_for(lambda: not _living(bank), "what ran before has ended", timeout_s=80)
+    bank.box.restart("slurmctld")  # which saves its state as it ends: what ran before is not forgotten
     ids = [_submitted(bank, f"--wrap=sleep {at % 2}") for at in range(4)]
     wait_for(lambda: all(bank.state(each) == "COMPLETED" for each in ids), "they have ended", timeout_s=60)
     bank.box.restart("slurmctld", signal.SIGKILL)
@@ -120,6 +130,33 @@ def test_f31_a_slurmctld_that_forgets_and_runs_jobs_again_has_each_run_charged_a
     wait_for(lambda: not _living(bank), "all has ended again", timeout_s=80)
     wait_for(lambda: bank.wrong() == [], "each run is charged once", timeout_s=60)
     assert bank.broken() == []
+
+
+@contextmanager
+def _hung(bank: Banked) -> Iterator[None]:
+    bank.box.kill("carrelctld", signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        bank.box.kill("carrelctld", signal.SIGCONT)
+        wait_for(lambda: bank.try_sbatch("-n1", "-t1", "--wrap=true")[0] == 0, "it answers again", timeout_s=60)
+
+
+def _took_s(bank: Banked, *, accepted: bool) -> float:
+    began_s = time.monotonic()
+    status, said = bank.try_sbatch("-n1", "-t1", "--wrap=true")
+    took_s = time.monotonic() - began_s
+    assert (status == 0) == accepted, said
+    assert accepted or "carrelctld does not answer" in said
+    return took_s
+
+
+def _together_s(bank: Banked, *, accepted: bool) -> float:
+    """Return how long many submissions took that came at once."""
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        list(pool.map(lambda _: _took_s(bank, accepted=accepted), range(TOGETHER)))
+    return time.monotonic() - began_s
 
 
 def _living(bank: Banked) -> str:

@@ -279,7 +279,7 @@ def test_the_doctor_names_what_is_wrong_and_the_next_step(node: Path, capsys: py
 
 def test_the_doctor_says_how_to_start_a_carreld_that_is_silent(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["node", "check", "c1"]) == 1
-    assert "next: start it as root: carrel serve node --node c1" in capsys.readouterr().out
+    assert "next: systemctl start carreld; by hand, as root: carrel serve node --node c1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["guest", "list", "--no-such-option"], 2),
         (["job", "show"], 2),
         (["job", "show", "seven"], 2),
-        (["serve", "node"], 2),
+        (["serve", "node", "--no-such-option"], 2),
         (["completion", "tcsh"], 2),
         (["config", "check", "/no/such/file"], 1),
         (["guest", "list"], 5),

@@ -167,6 +167,27 @@ def test_a_reporter_tells_when_the_controller_comes_back(place: Path) -> None:
         daemon.kill()
 
 
+def test_a_controller_that_was_killed_is_told_again_what_it_knew(place: Path) -> None:
+    daemon = ControllerProcess(place)
+    event = Event(time_s=1.0, node="c1", what="guest-failed", text="told before", job_id=7)
+
+    async def look() -> NodeReport:
+        return a_report(a_guest())
+
+    async def tell() -> None:
+        reporter = Reporter(Controller(listen=daemon.listen), look, period_s=60)
+        reporter.tell(event)
+        for _ in range(2):
+            await asyncio.to_thread(daemon.start)
+            for _ in range(3):
+                assert await reporter.send()
+            told = await asyncio.to_thread(ask, daemon, "/v1/jobs/7/events")
+            assert [each["text"] for each in told] == ["told before"]
+            await asyncio.to_thread(daemon.kill)
+
+    asyncio.run(tell())
+
+
 def test_a_wish_of_a_user_goes_out_with_the_answers_to_reports(place: Path, controller: ControllerProcess) -> None:
     settings = Controller(listen=controller.listen)
     answers: list[ReportAnswer] = []

@@ -1,29 +1,34 @@
 """Guests that are Slurm nodes, on hosts that Slurm does not schedule: real Slurm, real guests."""
 
-import json
 import os
-import re
 import signal
-import subprocess  # a slurmd that runs beside the test
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from carrel.daemons.guestlogs import PHASES
-from carrel.hosts.table import HostTable
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, await_end, job_state, submit, wait_for
-from carrel.testing.leaks import nothing_left, pid_of
+from carrel.testing.asnodes import (
+    AT_REST,
+    CLEAN_TIMEOUT_S,
+    OPTIONS,
+    await_running,
+    events,
+    names_rest,
+    nothing_of_nodes_is_left,
+    of_job,
+    reservations,
+    rooms,
+    slurmd,
+    states,
+)
+from carrel.testing.guests import await_end, job_state, submit, wait_for
+from carrel.testing.leaks import pid_of
 from carrel.testing.sandbox import User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
-
-OPTIONS = (f"--guest={IMAGE}", "--guest-per=node", "--mem=320")
-"""A guest of 160 MiB: one of the shapes that a template is there for."""
-CLEAN_TIMEOUT_S = 60.0
-AT_REST = "IDLE+CLOUD+DRAIN+POWERED_DOWN"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def box(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Sandbox]:
     made = sandbox_factory(nodes=1, hosts=2, carrel_conf="[placement.launches]\nattempts = 2\nbackoff_s = 0.2\n")
     controller = made.pid("slurmctld")
     yield made
-    wait_for(lambda: set(states(made).values()) == {AT_REST}, CLEAN_TIMEOUT_S)
+    names_rest(made)
     assert made.pid("slurmctld") == controller, "slurmctld was restarted"
 
 
@@ -40,43 +45,7 @@ def box(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Sandbox]:
 def _nothing_is_left(box: Sandbox) -> Iterator[None]:
     """See after each test that guests, reservations and rooms are gone."""
     yield
-    nothing_left(box, within_s=CLEAN_TIMEOUT_S)
-    wait_for(lambda: not reservations(box), CLEAN_TIMEOUT_S)
-    wait_for(lambda: not rooms(box), CLEAN_TIMEOUT_S)
-
-
-def reservations(box: Sandbox) -> list[str]:
-    said = box.run(["scontrol", "-o", "show", "reservation"]).stdout
-    return re.findall(r"ReservationName=(\S+)", said)
-
-
-def rooms(box: Sandbox) -> int:
-    """Return how many guests have room on a host."""
-    return len(HostTable(box.layout.hosts_table).places())
-
-
-def states(box: Sandbox) -> dict[str, str]:
-    """Return the state of each name of the pool."""
-    lines = box.run(["scontrol", "-o", "-a", "show", "node", ",".join(box.facts().pool)]).stdout.splitlines()
-    words = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
-    return {each["NodeName"]: each["State"] for each in words}
-
-
-def of_job(box: Sandbox, job_id: int, form: str) -> str:
-    """Return what ``squeue`` says of a job."""
-    return box.run(["squeue", "-h", "-a", "-t", "all", "-o", form, "-j", str(job_id)]).stdout.strip()
-
-
-def events(box: Sandbox, job_id: int) -> list[str]:
-    """Return what happened to a job, as ``carrel job events`` tells."""
-    lines = box.run(["carrel", "job", "events", str(job_id), "--json"]).stdout.splitlines()
-    return [f"{each['what']}: {each['text']}" for each in map(json.loads, lines)]
-
-
-def await_running(box: Sandbox, job_id: int) -> str:
-    """Return the name of the node that a job runs on, once its script is in its guest."""
-    wait_for(lambda: any(line.startswith("task-entered") for line in events(box, job_id)))
-    return of_job(box, job_id, "%N")
+    nothing_of_nodes_is_left(box)
 
 
 def test_a_job_gets_a_guest_that_is_its_own_node_and_both_are_gone_afterwards(box: Sandbox, user: User) -> None:
@@ -241,18 +210,6 @@ def test_a_slurmd_that_registers_late_under_a_name_at_rest_gets_no_job(box: Sand
         job_id, _ = submit(box, "#!/bin/sh\ntrue\n", *OPTIONS, user=user)
         assert await_end(box, job_id) == "COMPLETED"
         assert of_job(box, job_id, "%N") != name
-
-
-@contextmanager
-def slurmd(box: Sandbox, name: str) -> Iterator[None]:
-    """Have a slurmd that nobody asked for."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    child = subprocess.Popen(["slurmd", "-D", "-N", name], env={**os.environ, **box.env, "PATH": path})
-    try:
-        yield
-    finally:
-        child.kill()
-        child.wait()
 
 
 def test_a_burst_beyond_what_the_hosts_carry_runs_to_its_end_and_never_above_it(box: Sandbox, user: User) -> None:

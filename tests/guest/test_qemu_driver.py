@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import signal
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -93,13 +94,21 @@ class TestQemu(DriverContract):
             assert (facts.st_uid, stat.S_IMODE(facts.st_mode)) == (spec.uid, 0o400)
 
     async def _died(self) -> None:
-        async with self._driver() as (driver, _):
+        async with self._driver() as (driver, where):
             spec = self.spec("4711.9.0")
             guest = await driver.ensure(spec)
-            os.kill(guest.pid, 9)
+            pids = GuestDirectory(where / "guests" / spec.name).pids()
+            pids["guard"].kill(signal.SIGSTOP)
+            os.kill(guest.pid, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while pids["qemu"].alive:  # noqa: ASYNC110  # another process makes it so
+                    await asyncio.sleep(0.01)
+            assert (await driver.guests())[0].state == "ready", "nobody has said yet how it ended"
+            pids["guard"].kill(signal.SIGCONT)
             async with asyncio.timeout(10):
                 while (await driver.guests())[0].state != "down":  # noqa: ASYNC110  # another process makes it so
                     await asyncio.sleep(0.01)
+            assert (await driver.guests())[0].reason == "qemu was killed by signal 9"
             with pytest.raises(RefusedError, match="killed by signal 9"):
                 await driver.enter(spec.name, "a")
             with pytest.raises(RefusedError, match="killed by signal 9"):

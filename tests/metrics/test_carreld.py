@@ -34,7 +34,7 @@ ME = pwd.getpwuid(os.getuid())
 
 def a_job(job_id: int = 7, **changes: object) -> Job:
     key = JobKey(cluster="k", job_id=job_id, submit_s=int(changes.pop("submit_s", 1795220388)))  # type: ignore[call-overload]
-    job = Job(key=key, state="running", user=ME.pw_name, uid=ME.pw_uid, gid=ME.pw_gid, cpus=2)
+    job = Job(key=key, state="running", user=ME.pw_name, uid=ME.pw_uid, gid=ME.pw_gid, cpus=2, nodes=("c1",))
     return msgspec.structs.replace(job, **changes)
 
 

@@ -146,6 +146,13 @@ def test_of_two_accounts_of_what_was_written_the_larger_counts() -> None:
     assert found.written_bytes == 100
 
 
+def test_what_a_guest_used_before_its_job_began_is_not_the_jobs_also_after_a_restart_of_the_sampler() -> None:
+    older = Note(time_us=1, what="older", text="")
+    rows = ((10, {"job.cpu_ns": 5e9}), (11, {"job.cpu_ns": 6e9}), (12, {"job.cpu_ns": 8e9}))
+    assert used(*rows, notes=(older, older)).cpu_s == 3.0
+    assert used(*rows).cpu_s == 8.0
+
+
 def test_gaps_are_summed() -> None:
     gap = Note(time_us=5 * SECOND_US, what="gap", text="", from_us=2 * SECOND_US)
     assert used((1, {}), notes=(gap, gap)).gap_s == 6.0

@@ -45,7 +45,7 @@ def test_a_guest_that_cannot_be_looked_into_is_not_asked_for_ever(tmp_path: Path
         views = GuestViews(
             Metrics(root=str(tmp_path)),
             lambda _: driver,  # type: ignore[arg-type,return-value]  # as far as it is asked
-            lambda run: (job, None) if run == key else None,
+            lambda guest: (job, None) if guest.run == key else None,
             failed=lambda what, _: failures.append(what),
         )
         for _ in range(TRIES + 2):

@@ -21,7 +21,6 @@ from carrel.testing.sandbox import MakeSandbox, User
 
 pytestmark = [pytest.mark.root, pytest.mark.slurm]
 
-SOURCE = Path(__file__).with_name("known.c")
 MIB = 2**20
 
 
@@ -51,15 +50,6 @@ def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     made = sandbox_factory(netns=True, proctrack="cgroup", carrel_conf="[metrics]\nperiod_s = 0.25\n")
     yield made
     nothing_left(made)
-
-
-@pytest.fixture(scope="module")
-def known(user: User) -> Iterator[Path]:
-    """Compile the program whose behaviour is known, where the user and a guest can run it."""
-    path = user.home / f"known.{os.getpid()}"
-    subprocess.run(["cc", "-O1", "-static", "-pthread", "-o", path, SOURCE], check=True)
-    yield path
-    path.unlink()
 
 
 def folder_of(box: Sandbox, user: str, job_id: int) -> Path:

@@ -79,7 +79,7 @@ def test_a_hundred_launches_among_failures_all_end_and_leave_nothing(tmp_path: P
         ]
         for job in jobs:
             if not of.slurm.ended(job):
-                await of.slurm.cancel(job)
+                await of.slurm.cancel(of.slurm.jobs[job].job)
         assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         assert of.wrong == []
         await of.end()
@@ -156,6 +156,27 @@ def test_a_job_that_never_starts_on_its_nodes_is_held_with_a_reason_after_some_a
         await asyncio.sleep(600)
         assert of.slurm.jobs[job].job.reason == "JobHeldAdmin"
         assert not of.leaks()
+        await of.end()
+
+    in_virtual_time(work)
+
+
+def test_a_host_that_speaks_again_is_not_told_what_it_carried_before(tmp_path: Path) -> None:
+    async def work() -> None:
+        of = site(tmp_path, Trouble())
+        of.begin()
+        job = of.slurm.submit(cpus=1, nodes=1, runs_s=1000)
+        assert await until(lambda: of.slurm.jobs[job].job.job.slurm_state == "RUNNING", CLEAN_S)
+        (host,) = {host for host, _, _ in of.guests()}
+        of.hosts[host].lose_power()
+        await asyncio.sleep(2 * of.settings.guest_nodes.host_silent_s)
+        await of.slurm.cancel(of.slurm.jobs[job].job)
+        await asyncio.sleep(CLEAN_S)
+        of.hosts[host].begin()
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            assert of.guests() == []
+        assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         await of.end()
 
     in_virtual_time(work)

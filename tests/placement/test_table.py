@@ -5,8 +5,9 @@ import functools
 import multiprocessing
 import signal
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carrel.core.placement import place
+from carrel.core.placement import Hosts, place
 from carrel.errors import NotFoundError, RefusedError, UnreachableError
 from carrel.hosts.table import Facts, HostTable, Place
 from carrel.model.host import Answer, Demand, Here, Host, NotNow
@@ -24,10 +25,12 @@ ONE = Demand(cpus=1, memory_bytes=1)
 CAPACITY = 37
 ASKERS = 100
 
+DEEDS = ("take", "take", "give back", "drain", "undrain", "grow")
+
 _fork = multiprocessing.get_context("fork")
 
 
-def chosen(demand: Demand) -> Callable[[Sequence[Host]], Answer]:
+def chosen(demand: Demand) -> Callable[[Hosts], Answer]:
     return functools.partial(place, demand=demand, policy="best-fit")
 
 
@@ -140,6 +143,40 @@ def test_places_taken_or_given_back_twice_are_taken_or_given_back_once(history: 
             assert len(holding) == 3
         assert table.hosts()[0].cpus_used == len(holding)
     table.close()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4), st.sampled_from(DEEDS)), max_size=12))
+def test_what_others_do_to_the_table_is_seen_by_whoever_keeps_it_sorted(history: list[tuple[int, int, str]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "hosts.db"
+        tables = (HostTable(path), HostTable(path))
+        tables[0].put([Facts(name="h0", cpus=3, memory_bytes=9), Facts(name="h1", cpus=2, memory_bytes=9)])
+        for who, run, deed in history:
+            match deed:
+                case "take":
+                    take(tables[who], str(run), Demand(cpus=1 + run % 2, memory_bytes=1))
+                case "give back":
+                    tables[who].give_back(str(run))
+                case "drain":
+                    tables[who].drain("h0", "a disk")
+                case "undrain":
+                    tables[who].undrain("h0")
+                case "grow":
+                    tables[who].put([Facts(name=f"h{run}", cpus=4 + run, memory_bytes=9)])
+            fresh = HostTable(path)
+            assert [table.hosts() for table in tables] == [fresh.hosts()] * 2
+            fresh.close()
+        for table in tables:
+            table.close()
+
+
+def test_a_place_that_could_not_be_written_is_not_taken_in_memory_either(table: HostTable) -> None:
+    before = table.hosts()
+    with pytest.raises(UnreachableError, match="FOREIGN KEY"):
+        table.take("run", Demand(cpus=1, memory_bytes=1, count=2), lambda _: Here(("h0", "nosuch")))
+    assert table.hosts() == before
+    assert table.places() == []
 
 
 def test_a_run_that_asks_again_gets_the_same_places(table: HostTable) -> None:

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slurm
 
 ENTER = """\
 #!/bin/sh
+# The command is named by a variable, or follows a "--", as Slurm's release allows.
+[ "${CARREL_ENTER_ARGV0-}" ] || { export CARREL_ENTER_ARGV0="$2"; shift 2; }
 # A newline in a value becomes "|", so that one line is one variable.
 echo "ENTERED $CARREL_ENTER_ARGV0 $*"
 env -0 | tr '\\n\\0' '|\\n' | grep -a '^SLURM_SPANK_CARREL_\\|^CARREL_ENTER_'

@@ -5,6 +5,8 @@ import contextlib
 import http.server
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +28,13 @@ fastavro = pytest.importorskip("fastavro", reason="not installed: fastavro (carr
 from carrel.sinks.kafka import KafkaSettings, KafkaSink  # noqa: E402  # it needs the extra
 
 pytestmark = pytest.mark.kafka
+
+
+def test_on_a_node_the_sink_loads_librdkafka_and_no_event_loop_with_it() -> None:
+    code = "import sys, carrel.daemons.sinks, carrel.sinks.kafka; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert "confluent_kafka.cimpl" in loaded
+    assert not {"asyncio", "ssl", "confluent_kafka"} & set(loaded)
 
 
 class Registry(http.server.BaseHTTPRequestHandler):

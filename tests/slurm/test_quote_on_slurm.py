@@ -16,6 +16,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from carrel.config import Slurm
@@ -139,7 +140,8 @@ def a_description(rng: random.Random) -> list[str]:
     words += maybe(0.2, "--threads-per-core=1", "--ntasks-per-core=1", "--hint=nomultithread", "-mcyclic", "-mplane=2")
     words += maybe(0.6, "--mem=300", "--mem=3G", "--mem=0", "--mem-per-cpu=150", "--mem-per-cpu=1500")
     words += maybe(0.3, "--gres=gpu:1", "--gres=gpu:a100:2", "--gpus-per-node=2", "--gpus=3", "--gpus=v100:2")
-    words += maybe(0.1, "--exclusive", "--exclusive=user", "--mincpus=3", "-O", "--spread-job", "--contiguous")
+    words += maybe(0.2, "--mincpus=3", "--mincpus=6", "--mincpus=11")
+    words += maybe(0.1, "--exclusive", "--exclusive=user", "-O", "--spread-job", "--contiguous")
     words += maybe(0.1, "--ntasks-per-socket=2", "--cores-per-socket=2", "-B2:1")
     if any("gpu" in word for word in words):
         words += maybe(0.3, "--cpus-per-gpu=3", "--mem-per-gpu=600")
@@ -194,6 +196,9 @@ def test_a_quote_is_never_below_what_slurm_then_allocates(cloud: Sandbox, cluste
         if given is not None:
             started += 1
             asked = sbatch.parse(words, script="", environment={})
+            # sbatch writes -c as --mincpus too, and that is what the bank's counter is shown.
+            each = asked[0].cpus_per_task or 0
+            asked = (msgspec.structs.replace(asked[0], cpus_per_node=max(asked[0].cpus_per_node or 0, each) or None),)
             quoted = quote(asked, book=BOOK, cluster=cluster, moment=MOMENT)
             sentence = f"sbatch {shlex.join(words)}: {given['TRES']}"
             assert isinstance(quoted, Quote), f"{sentence}: {quoted}"

@@ -48,7 +48,9 @@ def changed(**more: Any) -> PartitionFacts:
         ({"min_nodes": 2, "max_nodes": 2, "tasks_per_node": 3}, 8, 2),
         ({"min_nodes": 1, "max_nodes": 3}, 6, 3),  # a range is taken as far as it goes
         ({"named_nodes": 2}, 4, 2),
-        ({"cpus_per_node": 5}, 8, 1),
+        ({"cpus_per_node": 5}, 6, 1),
+        ({"cpus_per_task": 4, "cpus_per_node": 4}, 4, 1),  # sbatch writes -c as --mincpus too
+        ({"tasks": 2, "cpus_per_task": 2, "cpus_per_node": 3}, 8, 2),  # each of the nodes that they are spread over
         ({"tasks": 1000}, 32, 3),  # never more than there is
         ({"whole_nodes": "--exclusive"}, 16, 1),
         ({"whole_nodes": "--exclusive", "min_nodes": 2, "max_nodes": 2}, 24, 2),

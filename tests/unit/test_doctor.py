@@ -1,7 +1,10 @@
-"""What ``carrel node check`` makes of the sampling of a node."""
+"""What ``carrel node check`` makes of a node's sampling, of what asks the bank, and of the controller."""
+
+import socket
+from pathlib import Path
 
 from carrel.cli import doctor
-from carrel.config import Config, Slurm
+from carrel.config import Bank, Config, Controller, Slurm
 from carrel.errors import UnreachableError
 from carrel.model.sample import SamplerStatus
 
@@ -27,3 +30,21 @@ def test_what_failed_and_how_often_is_a_problem_and_so_is_a_fault() -> None:
 def test_a_node_that_samples_and_one_that_shall_not_are_both_in_order() -> None:
     assert [check.ok for check in doctor._sampler(SETTINGS, "c1", SamplerStatus(jobs=2))] == [True]
     assert [check.ok for check in doctor._sampler(SETTINGS, "c1", None)] == [True]
+
+
+def test_a_bank_that_nobody_asks_is_a_problem(tmp_path: Path) -> None:
+    settings = Config(slurm=Slurm(conf=str(tmp_path / "slurm.conf")), bank=Bank(enabled=True))
+    host = socket.gethostname().partition(".")[0]
+    assert not list(doctor._job_submit(Config(), {"JobSubmitPlugins": "(null)"}))
+    (unasked,) = doctor._job_submit(settings, {"JobSubmitPlugins": "(null)"})
+    assert (unasked.ok, "bank.enabled set" in unasked.what) == (False, True)
+    (missing,) = doctor._job_submit(settings, {"JobSubmitPlugins": "lua", "SlurmctldHost[0]": f"{host}(10.0.0.1)"})
+    assert (missing.ok, missing.next.endswith("job_submit.lua")) == (False, True)
+    (elsewhere,) = doctor._job_submit(settings, {"JobSubmitPlugins": "lua,throttle", "SlurmctldHost[0]": "head"})
+    assert elsewhere.ok
+
+
+def test_a_controller_that_does_not_answer_is_a_problem_and_stops_no_guest(tmp_path: Path) -> None:
+    (silent,) = doctor._controller(Config(controller=Controller(listen=f"unix:{tmp_path}/none.sock")))
+    assert not silent.ok
+    assert "guests run all the same" in silent.what

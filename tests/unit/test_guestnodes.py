@@ -5,6 +5,7 @@ import pytest
 
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
+from carrel.core.guestarrays import IN_LINE_MAX
 from carrel.core.guestnodes import Limits, World
 from carrel.model.guest import GuestRequest
 from carrel.model.guestnode import GuestNode, GuestNodeState, HostReport
@@ -52,6 +53,9 @@ def world(
     begun: tuple[JobKey, ...] | None = None,
     given_up: dict[JobKey, str] | None = None,
     settled: tuple[str, ...] | None = None,
+    resting: dict[JobKey, str] | None = None,
+    ready_since_s: float = NOW_S,
+    partition_state: str = "UP",
 ) -> World:
     """Return a world with names v1 to v3 at rest and hosts h1 and h2, but for what is told otherwise."""
     known = {name: node(name) for name in ("v1", "v2", "v3")} | {each.name: each for each in nodes}
@@ -63,14 +67,17 @@ def world(
             jobs=jobs,
             nodes=known,
             reservations={name: Reservation(name=name, nodes=its, users="ada") for name, its in names},
+            partition_state=partition_state,
         ),
         places=places,
         hosts={name: HostReport(host=name, address=f"10.0.0.{name[1:]}", guests=its) for name, its in carried.items()},
         settled=settled if settled is not None else tuple(carried),
         begun=begun if begun is not None else {place.run for place in places},
         given_up=given_up or {},
+        resting=resting or {},
+        ready_since_s={each.key: ready_since_s for each in jobs},
         now_s=NOW_S,
-        limits=Limits(configuring_max_s=30.0),
+        limits=Limits(configuring_max_s=30.0, start_max_s=120.0),
     )
 
 
@@ -82,10 +89,10 @@ PINNED = job(reservation=reservation_name(RUN))
 OPEN = node("v1", "IDLE+CLOUD", on="h1")
 
 
-def ready(**more: object) -> World:
-    """Return a world in which a held job has all that it needs."""
+def ready(of: PoolJob = PINNED, **more: object) -> World:
+    """Return a world in which a job has all that it needs."""
     words = {"nodes": (OPEN,), "places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
-    return world(PINNED, **(words | more))  # type: ignore[arg-type]
+    return world(of, **(words | more))  # type: ignore[arg-type]
 
 
 # -- before a run ----------------------------------------------------------------------------------------------------
@@ -111,12 +118,12 @@ def test_a_held_job_looks_for_room_for_all_of_its_guests() -> None:
 
 
 def test_a_job_that_depends_on_others_takes_no_room() -> None:
-    assert kinds(world(job(waits_for_others=True))) == ["Tell"]
+    assert kinds(world(job(waits_for_others=True))) == ["Rest"]
 
 
 def test_a_job_that_begins_later_takes_no_room_but_a_requeued_one_does_not_wait() -> None:
-    assert kinds(world(job(started_s=NOW_S + 60))) == ["Tell"]
-    assert kinds(world(job(key=NEXT_RUN, started_s=NOW_S + 60))) == ["FindRoom"]
+    assert kinds(world(job(begins_s=NOW_S + 60))) == ["Rest"]
+    assert kinds(world(job(key=NEXT_RUN, begins_s=NOW_S + 60))) == ["FindRoom"]
 
 
 def test_a_job_that_came_past_the_submit_script_is_cancelled_and_never_runs_bare() -> None:
@@ -167,6 +174,16 @@ def test_reserved_names_are_pinned_then_opened_and_only_then_joined() -> None:
     assert decide.orders(joining, "h2") == ()
 
 
+def test_a_host_begins_with_guest_and_slurmd_as_soon_as_slurm_has_taken_the_names() -> None:
+    placed = world(job(), places=(place(),))
+    (action,) = decide.plan(placed)
+    assert isinstance(action, deeds.Assign)
+    foreseen = decide.foreseen(placed, action)
+    assert [(order.node, order.join) for order in decide.orders(foreseen, "h1")] == [("v1", True)]
+    assert decide.plan(foreseen) == ()
+    assert "v1" not in foreseen.free
+
+
 def test_a_job_is_released_when_every_guest_is_ready_and_every_slurmd_has_registered() -> None:
     assert kinds(ready()) == ["Release"]
     assert kinds(ready(guests={"h1": (guest(state="starting"),)})) == []
@@ -205,6 +222,106 @@ def test_a_job_that_the_queue_has_given_up_stays_held_with_the_last_reason() -> 
 def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
     (action,) = decide.plan(ready(guests={"h1": (guest(state="refused", reason="no image 'x'"),)}))
     assert action == deeds.Cancel(RUN, "no image 'x'")
+
+
+# -- what Slurm does not start ---------------------------------------------------------------------------------------
+
+
+RELEASED = msgspec.structs.replace(PINNED, reason="Licenses", job=msgspec.structs.replace(PINNED.job, state="pending"))
+
+
+def test_a_released_job_that_slurm_does_not_start_is_held_again_after_the_bound_and_no_sooner() -> None:
+    assert kinds(ready(RELEASED, ready_since_s=NOW_S - 119)) == []
+    (action,) = decide.plan(ready(RELEASED, ready_since_s=NOW_S - 121))
+    assert action == deeds.Recall(RUN, "slurm did not start it within 120 s: Licenses")
+
+
+def test_a_job_that_rests_gives_back_its_names_then_its_room_and_stands_in_no_line() -> None:
+    resting = {RUN: "tried again in 120 s"}
+    assert kinds(ready(resting=resting)) == ["Pin", "Unreserve"]
+    assert kinds(world(job(), places=(place(),), guests={"h1": (guest(),)}, resting=resting)) == ["Rest"]
+    assert kinds(world(job(), places=(place(),), settled=("h2",), resting=resting)) == ["Rest"]
+    assert kinds(world(job(), places=(place(),), resting=resting)) == ["GiveBackRoom"]
+    assert decide.plan(world(job(), resting=resting)) == (deeds.Rest(RUN, "tried again in 120 s"),)
+
+
+@pytest.mark.parametrize("state", ["DOWN", "INACTIVE"])
+def test_while_no_job_of_the_partition_starts_none_has_guests(state: str) -> None:
+    assert kinds(ready(RELEASED, partition_state=state)) == ["Hold"]
+    assert kinds(ready(partition_state=state)) == ["Pin", "Unreserve"]
+    (action,) = decide.plan(world(job(), partition_state=state))
+    assert action == deeds.Rest(RUN, f"waits for its partition, which is {state}")
+    assert kinds(world(job(), partition_state="DRAIN")) == ["FindRoom"]
+
+
+def test_a_job_whose_owner_lets_it_wait_for_others_when_it_has_its_guests_gives_them_back() -> None:
+    assert kinds(ready(msgspec.structs.replace(RELEASED, waits_for_others=True))) == ["Hold"]
+    assert kinds(ready(msgspec.structs.replace(PINNED, waits_for_others=True))) == ["Pin", "Unreserve"]
+
+
+def test_when_slurm_expects_to_start_a_released_job_is_no_wish_of_its_owner() -> None:
+    assert kinds(ready(msgspec.structs.replace(RELEASED, begins_s=NOW_S + 60))) == []
+
+
+# -- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def task(number: int, *, key: int, state: str = "PENDING", reason: str = "JobHeldAdmin", **more: object) -> PoolJob:
+    """Return a task of array 7, as a job of its own."""
+    found = job(state, key=JobKey(cluster="k", job_id=key, submit_s=100), reason=reason, **more)
+    return msgspec.structs.replace(found, job=msgspec.structs.replace(found.job, array_job_id=7, array_task_id=number))
+
+
+def array(*tasks: int, **more: object) -> PoolJob:
+    """Return what still waits of array 7 as one job."""
+    return msgspec.structs.replace(task(tasks[0], key=7), tasks=tasks, **more)
+
+
+def test_tasks_of_an_array_become_jobs_before_they_look_for_room_and_only_some_ahead() -> None:
+    (action,) = decide.plan(world(array(0, 1, 2, 5)))
+    assert action == deeds.Split(RUN, (0, 1, 2, 5), "each task has guests of its own")
+    (action,) = decide.plan(world(array(*range(1000))))
+    assert isinstance(action, deeds.Split)
+    assert action.tasks == tuple(range(IN_LINE_MAX))
+
+
+def test_no_further_task_becomes_a_job_while_enough_of_them_stand_in_line() -> None:
+    in_line = [task(number, key=20 + number) for number in range(IN_LINE_MAX)]
+    assert kinds(world(array(8, 9), *in_line)) == ["Tell", *["FindRoom"] * IN_LINE_MAX]
+    begun = tuple(each.key for each in in_line[:3])
+    (first, *_) = decide.plan(world(array(8, 9, 10, 11), *in_line, begun=begun))
+    assert first == deeds.Split(RUN, (8, 9, 10), "each task has guests of its own")
+
+
+def test_no_more_tasks_are_begun_than_their_owner_lets_run_at_once() -> None:
+    running = task(0, key=20, state="RUNNING", reason="None", on=("v3",))
+    (first, *_) = decide.plan(world(array(1, 2, 3, at_once=2), running))
+    assert first == deeds.Split(RUN, (1,), "each task has guests of its own")
+    (first, *_) = decide.plan(world(array(2, 3, at_once=2), running, task(1, key=21)))
+    assert first == deeds.Tell(RUN, "waits for other tasks of its array, of which 2 run at a time")
+    ended = task(0, key=20, state="COMPLETED", reason="None")
+    (first, *_) = decide.plan(world(array(2, 3, at_once=2), ended, task(1, key=21)))
+    assert isinstance(first, deeds.Split)
+
+
+def test_a_task_that_was_given_up_keeps_no_other_from_running() -> None:
+    lost = task(0, key=20)
+    found = decide.plan(world(array(1, 2, at_once=1), lost, given_up={lost.key: "no guest after 5 attempts"}))
+    assert found[0] == deeds.Split(RUN, (1,), "each task has guests of its own")
+
+
+def test_the_last_task_of_an_array_is_a_job_already_and_waits_for_the_others_like_them() -> None:
+    assert kinds(world(array(9))) == ["FindRoom"]
+    assert kinds(world(array(9, at_once=1), task(8, key=20))) == ["Tell", "FindRoom"]
+    assert kinds(world(array(9, at_once=1), task(8, key=20), places=(place(),))) == ["Assign", "FindRoom"]
+
+
+def test_slurm_is_told_of_a_task_by_its_number_since_the_arrays_id_means_all_of_them() -> None:
+    assert array(0, 1, 2, 5).name == "7_[0-2,5]"
+    assert array(0, 1, 2, 5).one == "7_0"
+    assert array(9).name == array(9).one == "7_9"
+    assert task(3, key=20).name == "7_3"
+    assert job().name == "7"
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------------
@@ -255,6 +372,20 @@ def test_no_job_is_configuring_beyond_the_bound(began_s: float, expected: list[s
     assert kinds(found) == expected
 
 
+def test_a_job_whose_prolog_does_not_begin_is_not_running_whatever_slurm_calls_it() -> None:
+    late = job("RUNNING", reason="Prolog", on=("v1",), started_s=NOW_S - 31)
+    found = world(late, nodes=(node("v1", "MIXED+CLOUD", on="h1"),), places=(place(),), reserved={RUN: ("v1",)})
+    assert kinds(found) == ["GiveBackJob"]
+
+
+def test_slurm_does_not_wait_for_a_slurmd_that_does_not_answer_when_its_job_is_over() -> None:
+    over = job("COMPLETING", reason="Prolog", on=("v1",), reservation=reservation_name(RUN))
+    silent = node("v1", "IDLE+CLOUD+COMPLETING+NOT_RESPONDING+DRAIN", on="h1")
+    words = {"places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
+    (action,) = decide.plan(world(over, nodes=(silent,), **words))  # type: ignore[arg-type]
+    assert action == deeds.Down("v1", RUN, "its slurmd does not answer")
+
+
 def test_a_job_that_landed_on_another_name_is_given_back_at_once() -> None:
     stray = job("CONFIGURING", reason="None", on=("v2",), started_s=NOW_S)
     assert "GiveBackJob" in kinds(world(stray, nodes=(node("v2", "MIXED+CLOUD+POWERING_UP"),)))
@@ -277,7 +408,7 @@ def test_of_a_run_that_is_over_the_reservation_goes_first_and_the_host_is_told_n
 def test_a_requeued_job_is_unpinned_before_its_old_reservation_goes() -> None:
     again = job(key=NEXT_RUN, reservation=reservation_name(RUN), waits_for_others=True)
     found = world(again, nodes=(node("v1", "IDLE+CLOUD", on="h1"),), reserved={RUN: ("v1",)})
-    assert kinds(found) == ["Tell", "Pin"]
+    assert kinds(found) == ["Rest", "Pin"]
 
 
 def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:

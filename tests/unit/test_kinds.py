@@ -43,8 +43,11 @@ def test_a_job_goes_to_the_hosts_of_its_driver_alone() -> None:
     kinds, _ = site()
     assert kinds.of(asks("vsphere")) == Kind(driver="vsphere", clone="full")
     assert kinds.of(asks()) == kinds.of(asks("qemu")) == Kind(driver="", clone="instant")
-    assert [kinds.carries("vsphere", host) for host in ("h1", "esx-1")] == [False, True]
-    assert [kinds.carries("", host) for host in ("h1", "esx-1", "added-by-hand")] == [True, False, True]
+    theirs, others = kinds.only("vsphere"), kinds.only("")
+    assert theirs
+    assert others
+    assert [theirs(host) for host in ("h1", "esx-1")] == [False, True]
+    assert [others(host) for host in ("h1", "esx-1", "added-by-hand")] == [True, False, True]
 
 
 def test_without_a_word_it_goes_where_the_site_says_or_where_there_are_hosts_at_all() -> None:
@@ -68,3 +71,8 @@ def test_hosts_of_a_driver_that_cannot_tell_are_silent_at_once() -> None:
     far.why_silent = "vCenter did not answer"
     assert kinds.silent() == {"esx-1", "esx-2"}
     assert kinds.why_silent("vsphere") == "vCenter did not answer"
+
+
+def test_where_all_hosts_have_a_carreld_nobody_asks_which_they_are() -> None:
+    plain = Kinds(Config(guest_nodes=GuestNodes(hosts="h1")), {}, has_addresses=False)
+    assert plain.only(plain.driver(asks("anything"))) is None

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from carrel import config
+from carrel.core import billing
 from carrel.errors import UsageError
 from carrel.model.request import Request
+from carrel.model.run import guests_of
 from carrel.slurm import accounting, queue, submission
 from carrel.slurm.associations import Associations
 
@@ -104,6 +106,7 @@ def line(**changes: str) -> str:
         "tres-alloc": "cpu=2,mem=1G,node=1,billing=2",
         "PriorityLong": "5",
         "NodeList": "c1",
+        "NumTasks": "3",
         "admin_comment": "bank=abc",
         "Account": "physics",
         **changes,
@@ -125,6 +128,12 @@ def test_a_line_of_the_queue_is_read() -> None:
 def test_f9_the_tasks_of_an_array_that_wait_are_one_line() -> None:
     (run,) = queue.read(line(State="PENDING", ArrayTaskID="1-3,7%2", NodeList=""), part=PART, cluster="k")
     assert (run.array_job_id, run.waiting_tasks, run.start_s) == (6, 4, 0)
+
+
+def test_a_job_that_was_taken_in_silence_has_a_guest_for_each_of_its_tasks() -> None:
+    (run,) = queue.read(line(State="PENDING", admin_comment="bank=abc.t;held"), part=PART, cluster="k")
+    assert guests_of(run.token, nodes=1) == 3
+    assert (billing.asked(run).guest, billing.asked(run).guest_per_task) == (True, True)
 
 
 def test_an_account_that_breaks_a_line_in_two_forges_no_run() -> None:

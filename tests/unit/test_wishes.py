@@ -1,6 +1,7 @@
 """What a job asked for, from the real Lua to what is read of Slurm's text: whatever its owner calls it."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,56 @@ local job = { work_dir = os.getenv("ODD"), name = os.getenv("ODD"), spank_job_en
 assert(dofile(os.getenv("LUA")).submit(job, "guests"))
 io.write(job.admin_comment)
 """
+SUBMIT = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local job = { work_dir = "/", spank_job_env_size = 2, [os.getenv("FIELD")] = os.getenv("VALUE"),
+  spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node" } }
+io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests")))
+"""
+MODIFY = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local job = { partition = "guests", job_id = 7 }
+local change = { [os.getenv("FIELD")] = os.getenv("VALUE") }
+io.write(tostring(dofile(os.getenv("LUA")).modify(change, job, 1001, "guests")))
+"""
 
 
-@pytest.mark.skipif(shutil.which("lua5.1") is None, reason="no lua5.1")
+pytestmark = pytest.mark.skipif(shutil.which("lua5.1") is None, reason="no lua5.1")
+
+
+def lua(script: str, env: Mapping[str, str]) -> str:
+    return process.run(["lua5.1", "-e", script], env={"LUA": str(LUA), **env}).strip()
+
+
 def test_what_is_odd_in_a_request_goes_through_lua_and_slurms_text_unharmed() -> None:
-    comment = process.run(["lua5.1", "-e", ASK], env={"ODD": ODD, "LUA": str(LUA)}).strip()
+    comment = lua(ASK, {"ODD": ODD})
     assert not set(comment) & set(" '\";$\n")
     for mark in ("", "bank=5fe9.g;", "bank=5fe9.g;held;"):
-        wish = parsed_wish(f"JobId=7 JobName=x UserId=ada(7) AdminComment={mark}{comment} Comment=y")
+        wish = parsed_wish(f"{mark}{comment}|")
         assert wish is not None
         assert (wish.cwd, wish.request.mounts, wish.request.image) == (ODD, tuple(ODD.split("\n")), "debian12")
         assert not wish.request.root
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [("req_nodes", "--nodelist"), ("exc_nodes", "--exclude"), ("reservation", "--reservation"), ("partition", "")],
+)
+def test_what_names_nodes_that_are_there_is_refused_with_a_sentence(field: str, option: str) -> None:
+    said = lua(SUBMIT, {"FIELD": field, "VALUE": "x"})
+    assert said.startswith("carrel: --guest-per=node: ")
+    assert option in said
+    assert said.endswith("outfalse")
+
+
+@pytest.mark.parametrize("field", ["array_inx", "licenses", "dependency", "name"])
+def test_arrays_and_what_says_when_a_job_runs_are_its_owners_to_choose(field: str) -> None:
+    assert lua(SUBMIT, {"FIELD": field, "VALUE": "1"}) == "true"
+    assert lua(MODIFY, {"FIELD": field, "VALUE": "1"}) == "true"
+
+
+@pytest.mark.parametrize(
+    "field", ["exc_nodes", "req_nodes", "reservation", "priority", "pn_min_memory", "admin_comment"]
+)
+def test_what_a_job_was_admitted_by_is_not_its_owners_to_change(field: str) -> None:
+    assert "scancel it and submit it anew" in lua(MODIFY, {"FIELD": field, "VALUE": "1"})

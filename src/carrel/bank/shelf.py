@@ -1,11 +1,12 @@
 """Between the tables and the book: load what a batch needs, write what it changed. A handful of statements each way."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from carrel.bank.tables import APPENDED, KEY, LEG, LIEN, MEMBER, ROWS, Table
+from carrel.bank.tables import APPENDED, KEY, LEG, LIEN, MEMBER, ROWS, TABLES, Table
 from carrel.core.book import (
     ACCOUNTS_EACH,
     ADJUST,
@@ -31,6 +32,12 @@ def columns(table: Table, prefix: str = "") -> str:
     return ", ".join(f"{prefix}{name}" for name in table.columns)
 
 
+_MEMBERS = (
+    f"SELECT {columns(MEMBER)} FROM member "  # noqa: S608  # our own names
+    "WHERE project IN ({texts}) AND username IN ({texts})"
+)
+
+
 def load(session: Reading, wants: Wants, now_s: int) -> Book:
     """Return a book with all that the commands name and all that follows from it."""
     seq, last_hash = next(iter(session.rows("SELECT seq, hash FROM txn ORDER BY seq DESC LIMIT 1")), (0, GENESIS))
@@ -50,9 +57,14 @@ def _members(session: Reading, table: Table, column: str, values: Iterable[Any])
     listed = list(values)
     if not listed:
         return ()
+    return session.rows(_select(table.name, column), listed)
+
+
+@functools.cache
+def _select(name: str, column: str) -> str:
+    table = TABLES[name]
     kind = "{ints}" if table.columns[column] == "bigint" else "{texts}"
-    sql = f"SELECT {columns(table)} FROM {table.name} WHERE {column} IN ({kind})"  # noqa: S608  # our own names
-    return session.rows(sql, listed)
+    return f"SELECT {columns(table)} FROM {name} WHERE {column} IN ({kind})"  # noqa: S608  # our own names
 
 
 def _load_liens(session: Reading, book: Book, wants: Wants) -> None:
@@ -97,11 +109,7 @@ def _load_budgets(session: Reading, book: Book, wants: Wants) -> None:
             book.add_project(Project(*row))
     users = {user for _, user in pairs if user}
     if users:
-        sql = (
-            f"SELECT {columns(MEMBER)} FROM member "  # noqa: S608  # our own names
-            "WHERE project IN ({texts}) AND username IN ({texts})"
-        )
-        for row in session.rows(sql, sorted({project for project, _ in pairs}), sorted(users)):
+        for row in session.rows(_MEMBERS, sorted({project for project, _ in pairs}), sorted(users)):
             book.members[row[0], row[1]] = Member(*row)
 
 

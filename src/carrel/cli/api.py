@@ -5,8 +5,6 @@ A node's own view is less than the cluster's, so the user is told on stderr when
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +14,7 @@ import msgspec
 
 from carrel import wire
 from carrel.cli import output
-from carrel.config import Config
+from carrel.config import Config, this_node
 from carrel.daemons import maps, transport, views
 from carrel.daemons.hosts import HostView
 from carrel.errors import CarrelError, NotFoundError, UnreachableError
@@ -42,7 +40,7 @@ def local_nodes(settings: Config) -> list[str]:
 
 def nodes_here(settings: Config) -> list[str]:
     """Return the nodes of this machine; where no carreld ever ran, the one that would be here."""
-    return local_nodes(settings) or [os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]]
+    return local_nodes(settings) or [this_node()]
 
 
 def ask_node(settings: Config, node: str, verb: str, **words: str) -> Any:
@@ -111,7 +109,7 @@ def consoles(settings: Config, guest: str, node: str) -> list[views.Console]:
         UnreachableError: it does not answer; a machine's own consoles are files.
     """
     answer = _controller(settings, f"/v1/consoles/{quote(guest, safe='')}?node={quote(node, safe='')}")
-    return msgspec.convert(answer, list[views.Console])
+    return transport.converted(answer, list[views.Console])
 
 
 def sample_every(settings: Config, job_id: int, seconds: float) -> None:
@@ -127,7 +125,7 @@ def sample_every(settings: Config, job_id: int, seconds: float) -> None:
 
 def hosts(settings: Config) -> list[HostView]:
     """Return the hosts of guests-as-nodes. Only carrelctld knows them."""
-    return msgspec.convert(_controller(settings, "/v1/hosts"), list[HostView])
+    return transport.converted(_controller(settings, "/v1/hosts"), list[HostView])
 
 
 def placement(settings: Config, demand: Demand) -> Answer:
@@ -140,8 +138,9 @@ def placement(settings: Config, demand: Demand) -> Answer:
     }
     # A site's placement command may take its time.
     timeout_s = settings.placement.command_timeout_s + transport.DEFAULT_TIMEOUT_S
-    answer: Answer = msgspec.convert(
-        _controller(settings, f"/v1/placement?{urlencode(words)}", timeout_s=timeout_s), Answer
+    answer: Answer = transport.converted(
+        _controller(settings, f"/v1/placement?{urlencode(words)}", timeout_s=timeout_s),
+        Answer,  # type: ignore[arg-type]  # a union of structs is no type to mypy
     )
     return answer
 
@@ -158,7 +157,7 @@ def change_host(settings: Config, method: str, path: str, body: msgspec.Struct |
 
 def _ask(settings: Config, path: str, kind: type[_T], local: Callable[[], _T]) -> _T:
     try:
-        return msgspec.convert(_controller(settings, path), kind)
+        return transport.converted(_controller(settings, path), kind)
     except UnreachableError as error:
         here = local_nodes(settings)
         if not here:
@@ -185,7 +184,9 @@ def measured(settings: Config, found: Sequence[views.GuestView]) -> list[views.G
     fresh: dict[str, dict[str, Counters]] = {}
     for node in {guest.node for guest in found} & set(local_nodes(settings)):
         with contextlib.suppress(CarrelError):  # what was reported is better than nothing
-            fresh[node] = msgspec.convert(ask_node(settings, node, "status"), NodeReport).counters
+            fresh[node] = transport.converted(
+                ask_node(settings, node, "status"), NodeReport, whose=f"carreld of {node}"
+            ).counters
     return [views.with_counters(guest, fresh.get(guest.node, {}).get(guest.name)) for guest in found]
 
 
@@ -193,12 +194,12 @@ def _local_guests(settings: Config) -> list[views.GuestView]:
     return [
         views.guest_view(guest)
         for found in _each_local(settings, "list")
-        for guest in msgspec.convert(found, list[Guest])
+        for guest in transport.converted(found, list[Guest], whose="carreld")
     ]
 
 
 def _local_reports(settings: Config) -> list[NodeReport]:
-    return [msgspec.convert(found, NodeReport) for found in _each_local(settings, "status")]
+    return [transport.converted(found, NodeReport, whose="carreld") for found in _each_local(settings, "status")]
 
 
 def _each_local(settings: Config, verb: str) -> Sequence[object]:

@@ -1,13 +1,17 @@
 """``carrel bank``: the service units of the site, as a whole."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+from carrel import config
 from carrel.cli import desk, output
 from carrel.cli.guest import Json
 from carrel.daemons.bank_views import BankView, Synced, Verified
 from carrel.daemons.settling import Reconciled
+from carrel.errors import RefusedError
 from carrel.model.money import format_su
 
 app = App(name="bank", help="The site's service units: the ledger as a whole, prices, tokens.")
@@ -57,6 +61,23 @@ def verify(*, json: Json = False) -> int:
         if not found.breaks:
             print(f"{found.transactions} transactions, every invariant holds")
     return 1 if found.breaks else 0
+
+
+@app.command
+def backup(
+    directory: Annotated[Path, Parameter(help="Where the copy goes; one that is there is replaced, as a whole.")], /
+) -> None:
+    """Copy the ledger, with how far it was compared with Slurm's accounting, while the bank goes on. On its host."""
+    # It is a file, and needs no answer of carrelctld: copies are wanted most when that does not start.
+    from carrel.bank.backup import LEDGER, MARKS  # noqa: PLC0415
+    from carrel.bank.backup import backup as copy  # noqa: PLC0415
+
+    settings = config.load().bank
+    marks = Path(settings.dir) / MARKS
+    if not settings.database.startswith("/"):
+        raise RefusedError(f"bank.database is a PostgreSQL: copy {marks} first, and then pg_dump the database")
+    count = copy(Path(settings.database), marks, directory)
+    print(f"{directory}: {LEDGER} with {count} transactions; to put it back: docs/how-to/bank.md")
 
 
 @app.command

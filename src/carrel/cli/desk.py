@@ -51,7 +51,7 @@ def ask(path: str, kind: type[_T], **query: object) -> _T:
     """
     given = {name: value for name, value in query.items() if value not in ("", None, 0, ())}
     tail = f"?{urlencode(given, doseq=True)}" if given else ""
-    return msgspec.convert(_exchange("GET", f"/v1/{path}{tail}"), kind)
+    return transport.converted(_exchange("GET", f"/v1/{path}{tail}"), kind)
 
 
 def change(
@@ -68,7 +68,7 @@ def change(
         answer = _exchange(method, f"/v1/{path}", sent, {"Idempotency-Key": name})
     except UnreachableError as error:
         raise UnreachableError(f"{error}; to ask again safely, repeat the command with --key {name}") from error
-    return msgspec.convert(answer, kind)
+    return transport.converted(answer, kind)
 
 
 def part(word: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from carrel import paths, process
 from carrel.cli import api, output
 from carrel.config import Config
+from carrel.daemons import transport, views
 from carrel.errors import CarrelError
 from carrel.images.kernel import kernels
 from carrel.images.store import Store
@@ -53,6 +54,8 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
         lambda: _slurm(settings, slurm),
         lambda: _plugstack(settings, slurm),
         lambda: _hooks(slurm),
+        lambda: _job_submit(settings, slurm),
+        lambda: _controller(settings),
         lambda: _cgroups(slurm),
     )
     found = [check for look in shared for check in look()]
@@ -73,10 +76,11 @@ def _problem(what: str, then: str) -> Check:
 def _carreld(settings: Config, node: str) -> Iterator[Check]:
     where = settings.node.path(node) / "carreld.sock"
     try:
-        report = msgspec.convert(api.ask_node(settings, node, "status"), NodeReport)
+        report = transport.converted(api.ask_node(settings, node, "status"), NodeReport, whose="carreld")
     except CarrelError as error:
         yield _problem(
-            f"node {node}: {str(error).partition(';')[0]}", f"start it as root: carrel serve node --node {node}"
+            f"node {node}: {str(error).partition(';')[0]}",
+            f"systemctl start carreld; by hand, as root: carrel serve node --node {node}",
         )
         return
     yield _ok(f"node {node}: carreld {report.facts.version} answers at {where}")
@@ -303,6 +307,45 @@ def _calls_hook(script: Path) -> bool:
         return "carrel-hook" in script.read_text(errors="replace")
     except OSError:
         return False
+
+
+def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    """Find what asks the bank, and holds jobs of guests that are nodes; the script itself is on slurmctld's host."""
+    wanted = [
+        name
+        for name, used in (("bank.enabled", settings.bank.enabled), ("guest_nodes.hosts", settings.guest_nodes.hosts))
+        if used
+    ]
+    if not wanted or isinstance(slurm, CarrelError):
+        return
+    plugins = slurm.get("JobSubmitPlugins", "(null)")
+    if "lua" not in plugins.split(","):
+        yield _problem(
+            f"{' and '.join(wanted)} set, and JobSubmitPlugins = {plugins}: no job is asked about",
+            "JobSubmitPlugins=lua in slurm.conf; see docs/how-to/install.md",
+        )
+        return
+    beside = Path(settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    script = beside.with_name("job_submit.lua")
+    controllers = slurm.get("SlurmctldHost[0]", "").partition("(")[0]
+    if controllers == socket.gethostname().partition(".")[0] and not script.exists():
+        yield _problem(f"JobSubmitPlugins = {plugins}, and no {script}", f"cp {paths.libexec() / script.name} {script}")
+    else:
+        yield _ok(f"JobSubmitPlugins = {plugins}, for {' and '.join(wanted)}")
+
+
+def _controller(settings: Config) -> Iterator[Check]:
+    listen = settings.controller.listen
+    try:
+        answer = asyncio.run(transport.request(settings.controller, "GET", "/v1/health"))
+        health = transport.converted(transport.decoded(answer), views.Health)
+    except CarrelError as error:
+        yield _problem(
+            f"{str(error).partition(';')[0]}: guests run all the same, the cluster does not hear of them",
+            "systemctl start carrelctld on its host; where that is another one: controller.listen = tcp:HOST:PORT",
+        )
+    else:
+        yield _ok(f"carrelctld {health.version} answers at {listen}: {health.nodes} nodes have reported")
 
 
 def _cgroups(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:

@@ -11,7 +11,7 @@ from carrel import config
 from carrel.cli import output
 from carrel.core import templates as core
 from carrel.drivers.vsphere.settings import Settings
-from carrel.errors import NotFoundError
+from carrel.errors import CarrelError, NotFoundError
 from carrel.model.template import GuestTemplate
 
 File = Annotated[Path | None, Parameter(help="The template file; by default drivers.vsphere.template_file.")]
@@ -36,6 +36,8 @@ def templates(file: File = None, /, *, section: Section = "", as_json: Json = Fa
     path = file or Path(config.driver_settings(config.load(), "vsphere", Settings).template_file)
     try:
         found = core.parse(path.read_text(), where=str(path))
+    except UnicodeDecodeError as error:
+        raise CarrelError(f"{path}: not TOML: {error}") from error
     except OSError as error:
         raise NotFoundError(f"{path}: {error.strerror}; see docs/reference/template-file.md") from error
     rows = [TemplateRow(name=name, kind="section", template=one) for name, one in found.sections.items()]

@@ -11,13 +11,13 @@ import msgspec
 from cyclopts import App, Parameter
 
 from carrel import config, paths
-from carrel.cli import templates
+from carrel.cli import output, templates
 from carrel.cli.progress import progress
 from carrel.images import make
 from carrel.images.build import build as build_image
 from carrel.images.build import built, recipe_of
 from carrel.images.kernel import ensure_kernel, prune_kernels, unpack_kernel
-from carrel.images.store import Store
+from carrel.images.store import Image, Store
 
 app = App(name="image", help="Images that guests are cloned from.")
 app.command(templates.warm)
@@ -53,7 +53,7 @@ def build(
         else:
             image = build_image(store, what, name=name, include=packages, progress=tell)
             state = "built"
-    print(f"{name} {state}: {image.hash[:12]}, {image.disk_bytes // _MIB} MiB, {image.distribution}")
+    print(f"{name} {state}: {_in_words(image)}")
 
 
 @app.command
@@ -65,9 +65,7 @@ def add(
     with progress(name) as tell:
         image = make.add(_store(), source, name=name, progress=tell)
     without = "" if image.shell else "; it has no /bin/sh, so job scripts cannot run in it"
-    print(
-        f"{name} added: {image.hash[:12]}, {image.disk_bytes // _MIB} MiB, {image.distribution or 'unknown'}{without}"
-    )
+    print(f"{name} added: {_in_words(image)}{without}")
 
 
 @app.command(name="list")
@@ -75,16 +73,16 @@ def list_(*, as_json: Json = False) -> None:
     """List the images."""
     images = _store().list()
     if as_json:
-        for image in images:
-            print(msgspec.json.encode(image).decode())
+        output.objects(images)
         return
-    rows = [("NAME", "HASH", "SIZE", "CREATED", "DISTRIBUTION")]
-    for image in images:
-        size = f"{image.disk_bytes // _MIB} MiB"
-        rows.append((image.name or "-", image.hash[:12], size, image.created, image.distribution or "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    rows = [
+        (
+            *(image.name or "-", image.hash[:12], f"{image.disk_bytes // _MIB} MiB"),
+            *(image.created, image.distribution or "-"),
+        )
+        for image in images
+    ]
+    output.table(("NAME", "HASH", "SIZE", "CREATED", "DISTRIBUTION"), rows)
 
 
 @app.command
@@ -94,7 +92,7 @@ def show(name: Name, *, as_json: Json = False) -> None:
     image = store.resolve(name)
     found = templates.of_image(image.hash)
     if as_json:
-        print(msgspec.json.encode(msgspec.to_builtins(image) | {"templates": found}).decode())
+        output.objects([msgspec.to_builtins(image) | {"templates": found}])
         return
     rows = {
         "name": image.name or "-",
@@ -110,8 +108,7 @@ def show(name: Name, *, as_json: Json = False) -> None:
         "disk": str(store.root_disk(image)),
         "packages": " ".join(image.packages) or "-",
     }
-    for key, value in rows.items():
-        print(f"{key:<13} {value}")
+    output.fields(rows.items())
 
 
 @app.command
@@ -141,6 +138,11 @@ def prune() -> None:
     freed = sum(image.disk_bytes for image in images)
     gone = templates.forget([image.hash for image in images])
     print(f"removed {len(images)} images ({freed // _MIB} MiB), {gone} and {len(kernels)} files of older kernels")
+
+
+def _in_words(image: Image) -> str:
+    distribution = output.printable(image.distribution or "unknown")  # the image says so itself
+    return f"{image.hash[:12]}, {image.disk_bytes // _MIB} MiB, {distribution}"
 
 
 def _kernel(store: Store, tell: Callable[[str], None], *, refresh: bool) -> None:

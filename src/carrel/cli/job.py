@@ -217,7 +217,10 @@ def advice(job: JobView) -> list[str]:
         case "running" | "suspended":
             return [f"it has no guest: it asked for none, or none has started; see: carrel job events {job.job_id}"]
         case _:
-            return [f"it has ended; what happened: carrel job events {job.job_id}"]
+            return [
+                f"it has ended; what happened: carrel job events {job.job_id}",
+                f"what it used: carrel job report {job.job_id}; what it cost: carrel charge show {job.job_id}",
+            ]
 
 
 def _why(events: Sequence[views.EventView]) -> str:

@@ -71,9 +71,9 @@ def check(node: Node = "", /, *, json: Json = False) -> int:
         output.objects(found)
     else:
         for one in found:
-            print(f"{'ok' if one.ok else 'problem':<8} {one.what}")
+            print(f"{'ok' if one.ok else 'problem':<8} {output.printable(one.what)}")
             if one.next:
-                print(f"{'':<8} next: {one.next}")
+                print(f"{'':<8} next: {output.printable(one.next)}")
     return 0 if all(one.ok for one in found) else 1
 
 

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, UsageError
 
 _CELLS = 60
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -46,14 +46,23 @@ def sparks(found: Sequence[Series]) -> None:
     print(f"{'in use over time':<{width}}  0{f'{end_s / 3600:.1f} h':>{_CELLS + 1}}")
 
 
+def require_svg(path: Path) -> None:
+    """Raise where ``write`` would, for the name alone.
+
+    Raises:
+        UsageError: it is to be something else.
+    """
+    if path.suffix != ".svg":
+        raise UsageError(f"{path}: only SVG is written; give a name that ends in .svg")
+
+
 def write(path: Path, title: str, found: Sequence[Series]) -> None:
     """Write an SVG file.
 
     Raises:
         CarrelError: it cannot be written, or is to be something else.
     """
-    if path.suffix != ".svg":
-        raise CarrelError(f"{path}: only SVG is written; name the file {path.with_suffix('.svg').name}")
+    require_svg(path)
     try:
         path.write_text(_svg(title, found))
     except OSError as error:

@@ -32,8 +32,11 @@ _HOSTS = re.compile(r"(\d+)x(\d+):(\S+)")
 _TOLD_EVERY = 20_000
 """Jobs between two lines of progress, or two changes of the one line."""
 
-_ONE_OR_MORE = Number(gte=1)
-_NOT_BELOW_0 = Number(gte=0)
+_SECONDS_MAX = 10**9
+_JOBS_MAX = 10**8
+_HOSTS_MAX = 10**6
+_ONE_OR_MORE = Number(gte=1, lte=_JOBS_MAX)
+_NOT_BELOW_0 = Number(gte=0, lte=_SECONDS_MAX)
 
 app = App(name="simulate", help="What a workload would see of a site of guests-as-nodes.")
 
@@ -95,6 +98,8 @@ def simulate(
 
     Limits, retries and rests are those of [placement.launches] in the configuration.
     """
+    if plot is not None:
+        shares.require_svg(plot)  # before the minutes that the rest may take
     site = _hosts(hosts)
     sizes = Sizes(
         cpus_max=guest_cpus or min(host.cpus for host in site), memory_per_cpu_bytes=memory_bytes(memory_per_cpu)
@@ -190,6 +195,8 @@ def _hosts(kinds: Sequence[str]) -> tuple[Host, ...]:
         match = _HOSTS.fullmatch(kind)
         if match is None or not int(match[1]) or not int(match[2]):
             raise UsageError(f"--hosts {kind!r}: give COUNTxCPUS:MEMORY, like 10x32:128G")
+        if len(found) + int(match[1]) > _HOSTS_MAX:
+            raise UsageError(f"--hosts {kind!r}: more than {_HOSTS_MAX} hosts are none that this can place on")
         size = memory_bytes(match[3])
         found += [
             Host(name=f"h{len(found) + number}", cpus=int(match[2]), memory_bytes=size)

@@ -127,6 +127,7 @@ def asked(run: Seen) -> Request:
         licences={n.removeprefix("license/"): c for n, c in run.resources.items() if n.startswith("license/")},
         array_tasks=max(1, run.waiting_tasks),
         guest=guests_of(run.token, nodes=1) > 0,
+        guest_per_task=guests_of(run.token, nodes=0) > 0,
     )
 
 
@@ -171,7 +172,7 @@ def end(
     used: Used, lien: LienView | None, due: Due, refunds: RefundPercent, *, cluster: str, ref: str
 ) -> tuple[AnyCommand, ...]:
     """Return what charges a run that has ended: bound and started first, where nobody saw it run."""
-    back = _refund(used, due, refunds, cluster=cluster, ref=ref)
+    back = given_back(used, due, refunds, cluster=cluster, ref=ref)
     if lien is None:
         return (_backfill(used, due, cluster=cluster, ref=ref), *back)
     array = used.array_job_id > 0 and not lien.run
@@ -290,7 +291,8 @@ def _named(lien: LienView) -> tuple[str, str]:
     return (lien.run, "") if lien.run else ("", lien.token)
 
 
-def _refund(used: Used, due: Due, rules: RefundPercent, *, cluster: str, ref: str) -> tuple[AnyCommand, ...]:
+def given_back(used: Used, due: Due, rules: RefundPercent, *, cluster: str, ref: str) -> tuple[AnyCommand, ...]:
+    """Return what gives back of a charge, by how the run ended."""
     percent = {"NODE_FAIL": rules.node_fail, "BOOT_FAIL": rules.boot_fail, "PREEMPTED": rules.preempted}
     back = due.amount_micro_su * percent.get(used.state, 0) // 100
     return (refund(cluster, ref, back, state=used.state),) if back else ()

@@ -111,7 +111,9 @@ def _shape(
     every_gpu = sum(_gpus(request, nodes, tasks).values())
     for_gpus = every_gpu * (request.gpus.cpus_each or defaults.cpus_per_gpu or 0)
     extra = _cores(for_gpus, usable, threads) + nodes * (threads - 1 if for_gpus else 0)
-    cpus = packed + extra + nodes * _cores(per_node, usable, threads)
+    # sbatch writes -c as --mincpus too. Each node has a task, whose CPUs count towards what the node has at least.
+    missing = max(0, _cores(per_node, usable, threads) - _cores(each, usable, threads))
+    cpus = packed + extra + nodes * missing
     return _Shape(nodes, tasks, min(cpus, all_cpus), "")
 
 

@@ -10,7 +10,7 @@ since. It consumes the legs in order and frees from the tail.
 """
 
 from carrel.core.book import ACCOUNTS_EACH, KINDS, Book, Leg, Lien, Posting, joined, run_ref
-from carrel.core.funds import Refused, allocation_of, check_size, demand, lien_of, owed, project_of, refuse
+from carrel.core.funds import Refused, allocation_of, check_size, demand, lien_of_run, owed, project_of, refuse
 from carrel.core.liens import receipt, set_aside
 from carrel.model.ledger import Backfill, Correct, Receipt, Refund, Requeue, Settle
 from carrel.model.money import format_su
@@ -20,7 +20,7 @@ CHARGED = frozenset({"settled", "part_refunded", "refunded"})
 
 def settle(book: Book, command: Settle, request: str) -> Receipt:
     """Charge a run; a second time with the same amount changes nothing, with another one is refused."""
-    lien = lien_of(book, command.cluster, run=command.run)
+    lien = lien_of_run(book, command.cluster, command.run)
     if lien.state in CHARGED and lien.charged == command.amount_micro_su:
         return receipt(book, lien, lien.charged)
     _chargeable(lien, command)
@@ -31,7 +31,7 @@ def settle(book: Book, command: Settle, request: str) -> Receipt:
 
 def requeue(book: Book, command: Requeue, request: str) -> Receipt:
     """Charge one run and place the lien of the next."""
-    lien = lien_of(book, command.cluster, run=command.run)
+    lien = lien_of_run(book, command.cluster, command.run)
     ref = run_ref(command.cluster, command.next_run)
     if ref in book.by_run:
         refuse("exists", f"run '{command.next_run}' has a lien already; see: carrel charge show {command.next_run}")
@@ -84,7 +84,7 @@ def backfill(book: Book, command: Backfill, request: str) -> Receipt:
 
 
 def refund(book: Book, command: Refund, request: str) -> Receipt:
-    lien = lien_of(book, command.cluster, run=command.run)
+    lien = lien_of_run(book, command.cluster, command.run)
     if lien.state not in CHARGED:
         refuse("state", f"run '{command.run}' is {lien.state}; only what was charged is refunded")
     left = lien.charged - lien.refunded
@@ -103,7 +103,7 @@ def refund(book: Book, command: Refund, request: str) -> Receipt:
 
 def correct(book: Book, command: Correct, request: str) -> Receipt:
     """Reverse what was settled and refunded, settle anew, and refund again up to the new charge."""
-    lien = lien_of(book, command.cluster, run=command.run)
+    lien = lien_of_run(book, command.cluster, command.run)
     if lien.state not in CHARGED:
         refuse("state", f"run '{command.run}' is {lien.state}; only a settled charge is corrected")
     if lien.charged == command.amount_micro_su:
@@ -111,7 +111,7 @@ def correct(book: Book, command: Correct, request: str) -> Receipt:
     legs = book.legs[lien.id]
     accounts = [book.account(leg.allocation, kind) for leg in legs for kind in KINDS]
     check_size(book, command.amount_micro_su, accounts, book.nodes(lien))
-    if command.amount_micro_su and not legs:
+    if not legs:
         owed(book, lien.project, command.amount_micro_su)  # refuses where nobody could owe it
     refunded = min(lien.refunded, command.amount_micro_su)
     _reverse(book, lien, _posting("reversal", command.key, request, lien))
@@ -208,7 +208,6 @@ def _reverse(book: Book, lien: Lien, posting: Posting) -> None:
         book.touch(leg)
     lien.open = sum(leg.open for leg in book.legs[lien.id])
     lien.charged = lien.refunded = 0
-    lien.state = "active"
     book.weigh(lien, before)
 
 

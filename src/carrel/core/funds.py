@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from carrel.core.book import Account, Allocation, Book, Lien, Member, Project, token_ref
-from carrel.model.ledger import Refusal, Why
+from carrel.core.book import Account, Allocation, Book, Lien, Member, Project, run_ref, token_ref
+from carrel.model.ledger import Bind, Refusal, Reprice, Start, Void, Why
 from carrel.model.money import HELD_MICRO_SU, format_su
 
 
@@ -32,36 +32,36 @@ def allocation_of(book: Book, name: str) -> Allocation:
     return allocation
 
 
-def lien_of(book: Book, cluster: str, *, run: str = "", token: str = "", het_offset: int = 0) -> Lien:
+def lien_of(book: Book, command: Reprice | Start | Void) -> Lien:
     """Return the lien of a run, or of a token where no run is named or the run is not known."""
-    lien = book.by_run.get(f"{cluster}/{run}") if run else None
-    if lien is None and token:
-        lien = book.by_token.get(token_ref(cluster, token, het_offset))
+    lien = book.by_run.get(run_ref(command.cluster, command.run)) if command.run else None
+    return lien or lien_of_token(book, command)
+
+
+def lien_of_run(book: Book, cluster: str, run: str) -> Lien:
+    if (lien := book.by_run.get(run_ref(cluster, run))) is None:
+        refuse("unknown", f"run '{run}' of cluster '{cluster}' has no lien; see: carrel charge list")
+    return lien
+
+
+def lien_of_token(book: Book, command: Bind | Reprice | Start | Void) -> Lien:
+    lien = book.by_token.get(token_ref(command.cluster, command.token, command.het_offset))
     if lien is None:
-        named = f"run '{run}'" if run else f"token '{token}'"
-        refuse("unknown", f"{named} of cluster '{cluster}' has no lien; see: carrel charge list")
+        named = f"token '{command.token}'" if command.token else f"run '{command.run}'"
+        refuse("unknown", f"{named} of cluster '{command.cluster}' has no lien; see: carrel charge list")
     return lien
 
 
 def affordable(book: Book, project: str, need: int) -> dict[int, int]:
     """Return how much of ``need`` each valid allocation pays, money before credit; less in all where it does not do."""
-    allocations = book.usable(project)
     parts: dict[int, int] = {}
-    for allocation in allocations:
-        if need <= 0:
-            break
-        take = min(need, max(0, book.available(allocation).balance))
-        if take > 0:
-            parts[allocation.id] = take
-            need -= take
-    for allocation in allocations:
-        if need <= 0:
-            break
-        account = book.available(allocation)
-        take = min(need, _spendable(account) - parts.get(allocation.id, 0))
-        if take > 0:
-            parts[allocation.id] = parts.get(allocation.id, 0) + take
-            need -= take
+    for left in (_money, _spendable):
+        for allocation in book.usable(project):
+            paid = parts.get(allocation.id, 0)
+            take = min(need, left(book.available(allocation)) - paid)
+            if take > 0:
+                parts[allocation.id] = paid + take
+                need -= take
     return parts
 
 
@@ -71,7 +71,7 @@ def demand(book: Book, project: str, user: str, need: int) -> dict[int, int]:
         return {}
     parts = affordable(book, project, need)
     if sum(parts.values()) < need:
-        left = max(0, sum(max(0, _spendable(book.available(a))) for a in book.usable(project)))
+        left = sum(max(0, _spendable(book.available(a))) for a in book.usable(project))
         refuse(
             "funds",
             f"account '{project}' has {format_su(left)} SU left, this job may need {format_su(need)} SU; "
@@ -81,12 +81,11 @@ def demand(book: Book, project: str, user: str, need: int) -> dict[int, int]:
         )
     for node in book.budget(project, user):
         if node.cap is not None and node.committed + need > node.cap:
-            _refuse_cap(node, project, need)
+            _refuse_cap(node, node.cap, project, need)
     return parts
 
 
-def _refuse_cap(node: Project | Member, project: str, need: int) -> NoReturn:
-    cap = node.cap or 0
+def _refuse_cap(node: Project | Member, cap: int, project: str, need: int) -> NoReturn:
     left = max(0, cap - node.committed)
     why: Why
     if isinstance(node, Member):
@@ -111,10 +110,9 @@ def owed(book: Book, project: str, need: int, *, debtor: int = 0) -> dict[int, i
         need: How much.
         debtor: Allocation that owes the rest; 0: the one drawn on last, or the project's latest.
     """
-    if need <= 0:
-        return {}
     parts = affordable(book, project, need)
-    if rest := need - sum(parts.values()):
+    rest = need - sum(parts.values())
+    if rest > 0:
         valid = book.usable(project)
         latest = book.latest(project)
         number = debtor or (valid[-1].id if valid else latest.id if latest else 0)
@@ -129,8 +127,12 @@ def check_size(
 ) -> None:
     """Refuse what would not fit into 64 bits, wherever it would end up: what comes in by half of what is owed."""
     balances = [*(abs(account.balance) for account in accounts), *(abs(node.committed) for node in nodes)]
-    if max(balances, default=0) + amount > most:
+    if max(balances) + amount > most:
         refuse("invalid", f"{format_su(amount)} SU more is beyond what an account can hold at transaction {book.seq}")
+
+
+def _money(account: Account) -> int:
+    return account.balance
 
 
 def _spendable(account: Account) -> int:

@@ -14,6 +14,14 @@ class Hold(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Split(msgspec.Struct, frozen=True):
+    """Make jobs of their own of these tasks of an array that waits."""
+
+    run: JobKey
+    tasks: tuple[int, ...]
+    reason: str
+
+
 class FindRoom(msgspec.Struct, frozen=True):
     """Let the run stand in the queue for room (``carrel.core.queue``): for all of its guests, or for none."""
 
@@ -67,6 +75,13 @@ class Release(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Recall(msgspec.Struct, frozen=True):
+    """Hold a job again that was released and that Slurm does not start; it rests before it is tried again."""
+
+    run: JobKey
+    reason: str
+
+
 class GiveBackJob(msgspec.Struct, frozen=True):
     """Let Slurm requeue, or end, a job that has nodes and does not start: these nodes are down."""
 
@@ -112,6 +127,15 @@ class Tell(msgspec.Struct, frozen=True):
     reason: str
 
 
-OnJob = Hold | FindRoom | Assign | Pin | Release | GiveBackJob | Cancel | Tell
+class Rest(msgspec.Struct, frozen=True):
+    """Let the run stand in no line for room, and say what it waits for."""
+
+    run: JobKey
+    reason: str
+
+
+OnJob = Hold | Split | Assign | Pin | Release | Recall | GiveBackJob | Cancel
+OnLine = FindRoom | Tell | Rest
+"""What a look at Slurm and the hosts does not show."""
 OnName = Point | Open | Close | Down | PowerDown | Unreserve | GiveBackRoom
-Action = OnJob | OnName
+Action = OnJob | OnLine | OnName

@@ -4,6 +4,8 @@
 
     job                    room    names     guest, slurmd      next
     not held by us         -       -         -                  hold
+    held, waits for others any     any       any                give all of it back, and say for what
+    held, tasks            none    -         -                  make jobs of as many as may have room (``guestarrays``)
     held, may start        none    -         -                  find room               (never: cancel; busy: say so)
     held                   on h    none      none left          assign names, reserve them
     held                   on h    reserved  -                  pin the job, open the names
@@ -11,6 +13,7 @@
     held                   on h    reserved  joins too late     as one that failed
     held                   on h    reserved  ready, joined      release
     held                   on h    reserved  failed             give the names back     (too often: cancel)
+    released too long      on h    reserved  ready, joined      hold it again, and let it rest
     configuring too long   -       -         -                  give the job back
     running                on h    reserved  -                  close the names: nobody follows onto them
     running                on h    reserved  failed             tell Slurm that the node is down
@@ -29,6 +32,7 @@ from functools import cached_property
 import msgspec
 
 from carrel.core import standing
+from carrel.core.guestarrays import next_tasks
 from carrel.core.guestdeeds import (
     Action,
     Assign,
@@ -43,20 +47,23 @@ from carrel.core.guestdeeds import (
     Pin,
     Point,
     PowerDown,
+    Recall,
     Release,
+    Rest,
     Tell,
     Unreserve,
 )
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, Place, PoolJob, PoolNode, reservation_name, run_of_reservation
+from carrel.model.pool import Look, Place, PoolJob, PoolNode, Reservation, reservation_name, run_of_reservation
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
     configuring_max_s: float = 30.0
+    start_max_s: float = 120.0
     join_max_s: float = 120.0
 
 
@@ -76,6 +83,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     """Runs for which the queue has found room; their guests are made, unless they failed."""
     given_up: Mapping[JobKey, str]
     """Runs whose guests failed too often, and the last reason; forgotten by a restart, on purpose."""
+    resting: Mapping[JobKey, str] = {}
+    """Runs that Slurm did not start although their guests were there, until they are tried again; and why."""
+    ready_since_s: Mapping[JobKey, float] = {}
+    """Since when released runs were seen to have all that they need."""
     now_s: float
     limits: Limits = Limits()
 
@@ -95,6 +106,36 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     def carried(self, run: JobKey) -> dict[str, GuestNode]:
         """Return, by name, what hosts carry of the run."""
         return self._guests_by_run.get(run, {})
+
+    def host_of(self, node: PoolNode) -> str:
+        """Return the host that a name points at; empty: at none that was heard lately."""
+        report = self.hosts.get(node.host_name)
+        return report.host if report and standing.of(report).is_on(node, report) else ""
+
+    @cached_property
+    def reserved(self) -> frozenset[str]:
+        """Names that are in use."""
+        return frozenset(name for reservation in self.look.reservations.values() for name in reservation.nodes)
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        """Names at rest that no run and no host has."""
+        carried = {guest.node for host in self.hosts.values() for guest in host.guests}
+        used = self.reserved | carried | set(self.lost)
+        return tuple(
+            node.name
+            for node in self.look.nodes.values()
+            if node.resting and node.closed and not node.parting and node.name not in used
+        )
+
+    @cached_property
+    def orders(self) -> dict[str, tuple[NodeOrder, ...]]:
+        """What each host shall carry; a host that is not in it, nothing."""
+        found: dict[str, list[NodeOrder]] = {}
+        for job in self.look.jobs:
+            for order in _orders(self, job) if job.alive else ():
+                found.setdefault(order.host, []).append(order)
+        return {host: tuple(its) for host, its in found.items()}
 
     @cached_property
     def _places_by_run(self) -> dict[JobKey, list[Place]]:
@@ -127,28 +168,57 @@ def plan(world: World) -> tuple[Action, ...]:
 
 def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
     """Return what a host shall carry: a guest for each name of a living run that points at it."""
+    return world.orders.get(host, ())
+
+
+def _orders(world: World, job: PoolJob) -> list[NodeOrder]:
+    if job.wish is None:
+        return []
+    nodes, room = world.run_nodes(job.key), list(world.run_places(job.key))
     found = []
-    for job in world.look.jobs:
-        if not job.alive or job.wish is None:
+    for node in nodes:
+        host = world.host_of(node)
+        place = next((place for place in room if place.host == host), None)
+        if place is None:  # where names and room differ, the run begins anew
             continue
-        nodes = [node for node in world.run_nodes(job.key) if _on(world, node, host)]
-        places = [place for place in world.run_places(job.key) if place.host == host] if nodes else []
-        for node, place in zip(nodes, places, strict=False):  # where they differ, the run begins anew
-            plain = NodeOrder(
-                node=node.name,
-                host=host,
-                run=job.key,
-                uid=job.job.uid,
-                gid=job.job.gid,
-                user=job.job.user,
-                cpus=place.cpus,
-                memory_bytes=place.memory_bytes,
-                request=job.wish.request,
-                cwd=job.wish.cwd,
-                join=_may_join(job, node),
-            )
-            found.append(standing.of(world.hosts[host]).order(plain, job, world.run_nodes(job.key), place))
-    return tuple(order for order in found if order is not None)
+        room.remove(place)
+        plain = NodeOrder(
+            node=node.name,
+            host=host,
+            run=job.key,
+            uid=job.job.uid,
+            gid=job.job.gid,
+            user=job.job.user,
+            cpus=place.cpus,
+            memory_bytes=place.memory_bytes,
+            request=job.wish.request,
+            cwd=job.wish.cwd,
+            join=_may_join(job, node),
+        )
+        found.append(standing.of(world.hosts[host]).order(plain, job, nodes, place))
+    return [order for order in found if order is not None]
+
+
+def foreseen(world: World, assigned: Assign) -> World:
+    """Return what the next look will show where Slurm took the names: hosts may begin before it."""
+    look, name = world.look, reservation_name(assigned.run)
+    nodes = {
+        node: msgspec.structs.replace(
+            look.nodes[node],
+            address=standing.of(world.hosts[host]).address(world.hosts[host], None) or look.nodes[node].address,
+            host_name=host,
+            state=look.nodes[node].state - {"DRAIN"},
+        )
+        for node, host in assigned.hosts
+    }
+    mine = Reservation(name=name, nodes=tuple(nodes), users=assigned.user)
+    jobs = (msgspec.structs.replace(job, reservation=name) if job.key == assigned.run else job for job in look.jobs)
+    return msgspec.structs.replace(
+        world,
+        look=msgspec.structs.replace(
+            look, jobs=tuple(jobs), nodes=look.nodes | nodes, reservations=look.reservations | {name: mine}
+        ),
+    )
 
 
 def judged(look: Look, hosts: Mapping[str, HostReport], *, now_s: float, limits: Limits) -> dict[str, HostReport]:
@@ -182,6 +252,11 @@ def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, s
     )
 
 
+def released(world: World) -> frozenset[JobKey]:
+    """Return the runs that have all that they need and that Slurm may start."""
+    return frozenset(job.key for job in world.look.jobs if job.job.state == "pending" and _ready(world, job))
+
+
 def over(world: World) -> frozenset[tuple[JobKey, int]]:
     """Return the attempts with room whose runs have ended, and of which no host carries anything."""
     alive = {job.key for job in world.look.jobs if job.alive}
@@ -196,20 +271,50 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return _running(world, job)
     if job.wish is not None and job.wish.held_by_user and job.reason == "JobHeldUser":
         return []
-    ready = _ready(world, job)
-    if job.reason != "JobHeldAdmin" and not (job.job.state == "pending" and ready):
-        return [Hold(job.key, "its guests are not there yet")]
+    ready, waits = _ready(world, job), _waits(world, job)
+    released = job.job.state == "pending" and ready and not waits
+    if job.reason != "JobHeldAdmin" and not released:
+        return [Hold(job.key, waits or "its guests are not there yet")]
     if why := _refused(job):
         return [Cancel(job.key, why)]
     if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
         return [Cancel(job.key, refusal.reason)]
-    if job.waits_for_others:
-        return [Tell(job.key, "waits for the jobs that it depends on")]
-    if job.started_s is not None and job.started_s > world.now_s and not job.key.restart:
-        return [Tell(job.key, "waits for the time at which its owner lets it begin")]
+    if waits:
+        return _rest(world, job, waits)
+    if released:
+        return _recall(world, job)
     if ready:
-        return [] if job.job.state == "pending" else [Release(job.key, "its guests are there")]
-    return _prepare(world, job, taken)
+        return [Release(job.key, "its guests are there")]
+    return [*next_tasks(world, job)] or _prepare(world, job, taken)
+
+
+def _waits(world: World, job: PoolJob) -> str:
+    """Return for what the job waits that is no matter of guests, as far as it can be known; or an empty string."""
+    if job.waits_for_others:
+        return "waits for the jobs that it depends on"
+    if world.look.partition_state in {"DOWN", "INACTIVE"}:
+        return f"waits for its partition, which is {world.look.partition_state}"
+    # Of a released job it is only when Slurm expects to start it.
+    if job.job.state == "held" and job.begins_s > world.now_s and not job.key.restart:
+        return "waits for the time at which its owner lets it begin"
+    return world.resting.get(job.key, "")
+
+
+def _rest(world: World, job: PoolJob, why: str) -> list[Action]:
+    """Have no guests for a job that could not start on them."""
+    if world.run_nodes(job.key):
+        return [*_unpinned(job), Unreserve(reservation_name(job.key), why)]
+    places = [place for place in world.places if place.run == job.key]
+    if places and not world.carried(job.key) and {place.host for place in places} <= set(world.settled):
+        return [GiveBackRoom(job.key, attempt, why) for attempt in dict.fromkeys(place.attempt for place in places)]
+    return [Rest(job.key, why)]
+
+
+def _recall(world: World, job: PoolJob) -> list[Action]:
+    since_s = world.ready_since_s.get(job.key, world.now_s)
+    if world.now_s - since_s <= world.limits.start_max_s:
+        return []
+    return [Recall(job.key, f"slurm did not start it within {world.limits.start_max_s:g} s: {job.reason}")]
 
 
 def _refused(job: PoolJob) -> str:
@@ -259,7 +364,7 @@ def _is_room(job: PoolJob, places: Sequence[Place]) -> bool:
 
 
 def _assign(world: World, job: PoolJob, places: Sequence[Place], taken: set[str]) -> list[Action]:
-    free = [name for name in _free_names(world) if name not in taken][: len(places)]
+    free = [name for name in world.free if name not in taken][: len(places)]
     if len(free) < len(places):
         return [Tell(job.key, "waits for a node name of the pool to become free")]
     taken |= set(free)
@@ -272,8 +377,7 @@ def _fits(world: World, job: PoolJob, nodes: Sequence[PoolNode], places: Sequenc
     if not _is_room(job, places) or len(nodes) != job.nodes:
         return False
     wanted = sorted(place.host for place in places)
-    pointed = sorted(host for node in nodes for host in world.hosts if _on(world, node, host))
-    return wanted == pointed
+    return wanted == sorted(world.host_of(node) for node in nodes)
 
 
 def _is_size(place: Place, job: PoolJob) -> bool:
@@ -295,7 +399,7 @@ def _ready(world: World, job: PoolJob) -> bool:
 def _running(world: World, job: PoolJob) -> list[Action]:
     nodes, carried = world.run_nodes(job.key), world.carried(job.key)
     own = {node.name for node in nodes}
-    if job.job.slurm_state == "CONFIGURING":
+    if job.starting:
         late = job.started_s is not None and world.now_s - job.started_s > world.limits.configuring_max_s
         if late or not own.issuperset(job.job.nodes):
             return [GiveBackJob(job.key, "its nodes do not answer" if late else "it was given another job's node")]
@@ -304,6 +408,9 @@ def _running(world: World, job: PoolJob) -> list[Action]:
         guest = carried.get(node.name)
         if guest and guest.state in {"failed", "refused"} and "DOWN" not in node.state:
             actions.append(Down(node.name, job.key, guest.reason))
+        elif job.job.slurm_state == "COMPLETING" and "NOT_RESPONDING" in node.state and "DOWN" not in node.state:
+            # Else Slurm would wait for its slurmd for SlurmdTimeout, and nothing runs there any more.
+            actions.append(Down(node.name, job.key, "its slurmd does not answer"))
         elif not node.closed and "DOWN" not in node.state:
             actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
     return actions
@@ -312,11 +419,6 @@ def _running(world: World, job: PoolJob) -> list[Action]:
 def _may_join(job: PoolJob, node: PoolNode) -> bool:
     """Tell whether slurmd may run under this name: from when the job is pinned to it and the name is open."""
     return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
-
-
-def _on(world: World, node: PoolNode, host: str) -> bool:
-    report = world.hosts.get(host)
-    return report is not None and standing.of(report).is_on(node, report)
 
 
 def _address(world: World, node: PoolNode) -> str:
@@ -372,10 +474,9 @@ def _unpinned(job: PoolJob) -> list[Action]:
 
 def _names(world: World) -> list[Action]:
     """Return what brings names that nobody uses to rest, closed."""
-    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
     actions: list[Action] = []
     for node in world.look.nodes.values():
-        if node.name in reserved:
+        if node.name in world.reserved:
             continue
         if node.resting:
             if not node.closed:
@@ -383,13 +484,3 @@ def _names(world: World) -> list[Action]:
         elif not node.parting:
             actions.append(PowerDown(node.name, "no guest has this name any more"))
     return actions
-
-
-def _free_names(world: World) -> list[str]:
-    reserved = {name for reservation in world.look.reservations.values() for name in reservation.nodes}
-    carried = {guest.node for host in world.hosts.values() for guest in host.guests}
-    return [
-        node.name
-        for node in world.look.nodes.values()
-        if node.resting and node.closed and not node.parting and node.name not in reserved | carried | set(world.lost)
-    ]

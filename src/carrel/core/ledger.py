@@ -338,7 +338,7 @@ def _sweep(book: Book, command: Sweep, request: str) -> Receipt:
         available = book.available(allocation)
         swept += available.balance
         moves = {available.id: -available.balance, book.account(allocation.id, "expired").id: available.balance}
-        book.post(Posting("expire", command.key, request, may_overdraw=True), moves)
+        book.post(Posting("expire", command.key, request), moves)
     flags = joined("", "more") if command.limit in {len(due), len(ended[: command.limit])} else ""
     return _done(book, swept, flags)
 

@@ -11,7 +11,7 @@ A lien of an array has many units: each task that starts splits one off, which t
 """
 
 from carrel.core.book import ACCOUNTS_EACH, Book, Leg, Lien, Posting, joined, run_ref, token_ref
-from carrel.core.funds import Refused, demand, lien_of, owed, project_of, refuse
+from carrel.core.funds import Refused, demand, lien_of, lien_of_run, lien_of_token, owed, project_of, refuse
 from carrel.model.ledger import Bind, IfShort, MarkUnknown, Place, Quote, Receipt, Reprice, Start, Void
 from carrel.model.money import MOST_MICRO_SU, format_su
 
@@ -52,7 +52,7 @@ def place(book: Book, command: Place, request: str) -> Receipt:
 
 
 def bind(book: Book, command: Bind, request: str) -> Receipt:
-    lien = lien_of(book, command.cluster, token=command.token, het_offset=command.het_offset)
+    lien = lien_of_token(book, command)
     if lien.user != command.user:
         refuse("state", f"token '{command.token}' belongs to user '{lien.user}', not to '{command.user}'")
     ref = run_ref(command.cluster, command.run) if command.run else None
@@ -74,7 +74,7 @@ def bind(book: Book, command: Bind, request: str) -> Receipt:
 
 
 def reprice(book: Book, command: Reprice, request: str) -> Receipt:
-    lien = lien_of(book, command.cluster, run=command.run, token=command.token, het_offset=command.het_offset)
+    lien = lien_of(book, command)
     if lien.state not in OPEN:
         refuse("state", f"the lien of {command.run or command.token} is {lien.state} and has no price to change")
     _whole(command.amount_micro_su, lien.units)
@@ -84,7 +84,7 @@ def reprice(book: Book, command: Reprice, request: str) -> Receipt:
 
 def start(book: Book, command: Start, request: str) -> Receipt:
     """Make a run active at the price of what it got; the second time it is only re-priced."""
-    lien = lien_of(book, command.cluster, run=command.run, token=command.token, het_offset=command.het_offset)
+    lien = lien_of(book, command)
     ref = run_ref(command.cluster, command.run)
     if lien.state not in OPEN:
         refuse("state", f"run '{command.run}' cannot start: its lien is {lien.state}")
@@ -100,7 +100,7 @@ def start(book: Book, command: Start, request: str) -> Receipt:
 
 
 def void(book: Book, command: Void, request: str) -> Receipt:
-    lien = lien_of(book, command.cluster, run=command.run, token=command.token, het_offset=command.het_offset)
+    lien = lien_of(book, command)
     if lien.state == "void":
         return receipt(book, lien, 0)
     if lien.state not in {"quoted", "unbound", "bound", "unknown_end"}:
@@ -110,7 +110,7 @@ def void(book: Book, command: Void, request: str) -> Receipt:
 
 
 def mark_unknown(book: Book, command: MarkUnknown, request: str) -> Receipt:
-    lien = lien_of(book, command.cluster, run=command.run)
+    lien = lien_of_run(book, command.cluster, command.run)
     if lien.state == "unknown_end":
         return receipt(book, lien, lien.open)
     if lien.state not in {"bound", "active"}:

@@ -85,6 +85,8 @@ class Usage:
         self._gap_us = 0
         self._peaks: dict[str, float] = {}
         self._counters: dict[str, float] = {}
+        self._firsts: dict[str, float] | None = None
+        """Where counters stood when the job began; None: at 0, as all that is counted began with it."""
         self._memory_area = self._memory_us = 0.0
         self._memory_before: tuple[int, float] | None = None
         self._cpu_before: tuple[int, float] | None = None
@@ -97,6 +99,8 @@ class Usage:
             self.job = note.job
         if note.what == "gap" and note.from_us:
             self._gap_us += note.time_us - note.from_us
+        if note.what == "older" and self._firsts is None:
+            self._firsts = {}
         self.ended = note.what == "end" or (self.ended and note.what != "start")
 
     def row(self, time_us: int, values: Mapping[str, float]) -> None:
@@ -110,13 +114,16 @@ class Usage:
         for name in _COUNTERS:
             if name in values:
                 # A counter that fell began anew, in groups that another sampler saw: the most is the least it can be.
-                self._counters[name] = max(values[name], self._counters.get(name, 0))
+                self._counters[name] = max(values[name] - self._first(name, values), self._counters.get(name, 0))
         self._memory(time_us, values)
         self._cpu(time_us, values)
         for name, value in values.items():
             if name.startswith("gpu."):
                 _, number, metric = name.split(".", 2)
                 self._gpus.setdefault(number, _Gpu()).take(time_us, metric, value)
+
+    def _first(self, name: str, values: Mapping[str, float]) -> float:
+        return 0 if self._firsts is None else self._firsts.setdefault(name, values[name])
 
     def _memory(self, time_us: int, values: Mapping[str, float]) -> None:
         used = values.get("job.memory_used_bytes")

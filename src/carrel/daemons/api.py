@@ -4,6 +4,7 @@ Litestar is imported here and in what is served here (the bank), so that only th
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ from carrel.daemons.wishes import Wishes
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.report import NodeReport, ReportAnswer
+
+REQUEST_MAX_BYTES = 16 * 2**20
+"""Read before anybody knows who asks: over TCP the credential is for the body, too. A batch of commands takes 4 MiB."""
 
 _LOG = logging.getLogger("carrelctld")
 AnyRequest = Request[Any, Any, Any]
@@ -65,6 +69,7 @@ class Service:
             bank: The ledger and the prices; None: this site runs no bank.
             branch: What works on that bank: its rounds, and what they could not charge.
         """
+        self.name = secrets.token_hex(8)
         self.board = board
         self.trusted = trusted
         self.addresses = addresses
@@ -104,7 +109,7 @@ async def take_report(request: AnyRequest, data: JSONBody[NodeReport]) -> Report
     service: Service = request.app.state.service
     if service.board.take(data, now_s=time.time()):
         service.changed()
-    return ReportAnswer(sampling=service.wishes.all(time.time()))
+    return ReportAnswer(controller=service.name, sampling=service.wishes.all(time.time()))
 
 
 @post(
@@ -225,7 +230,7 @@ def create(service: Service) -> Litestar:
         openapi_config=OpenAPIConfig(title="carrelctld", version=__version__, path="/v1/schema", render_plugins=[]),
         exception_handlers={CarrelError: _sentence, HTTPException: _http_sentence, Exception: _our_fault},
         logging_config=None,  # the daemon's own
-        request_max_body_size=64 * 2**20,
+        request_max_body_size=REQUEST_MAX_BYTES,
     )
     app.state.service = service
     app.state.desk = app.state.mybrc = None

@@ -84,7 +84,7 @@ class Board:
 
     def starts(self) -> dict[int, list[tuple[float, bool]]]:
         """Return, by job, when a guest of it could not be made (False) and when a task entered one (True)."""
-        told = {"guest-failed": False, "task-entered": True}
+        told = {"guest-failed": False, "node-fault": False, "task-entered": True}
         found = {
             job_id: [(event.time_s, told[event.what]) for event in ring if event.what in told]
             for job_id, ring in self._events.items()

@@ -35,7 +35,7 @@ class Branch:
 
     def __init__(self, settings: Config, bank: Bank, board: Board) -> None:
         """Begin nothing yet."""
-        self._starts = Starts(bank, board)
+        self._starts = Starts(bank, board, since_s=time.time())
         self.bank = bank
         self.rounds = Rounds(bank, settings.slurm)
         self._counter = Counter(bank)
@@ -76,6 +76,8 @@ class Branch:
         until_s = int(time.time()) - LAG_S
         from_s = max(self.bank.since_s, self.bank.reconciled_s - OVERLAP_S)
         found = await self.rounds.settling.reconcile(from_s)
+        # In this order: what is older than the mark, and is not kept, is looked for by nobody.
+        self.rounds.teller.keep()
         self.bank.reconciled(until_s)
         return found
 

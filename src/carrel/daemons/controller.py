@@ -23,6 +23,7 @@ from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
 from carrel.daemons.deputy import Deputy
 from carrel.daemons.hosts import HostDesk
+from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
 from carrel.errors import CarrelError
 from carrel.slurm.client import SlurmClient
@@ -95,19 +96,9 @@ class Controller:
     def _server(self) -> Any:
         # Litestar and uvicorn take half a second to import: nobody but a running controller pays for them.
         import uvicorn  # noqa: PLC0415
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
 
-        from carrel.daemons import api, callers  # noqa: PLC0415
-
-        class PeerProtocol(HttpToolsProtocol):
-            """Tells the application which user is at the other end of a unix socket, as the kernel says."""
-
-            def connection_made(self, opened: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own type
-                super().connection_made(opened)
-                sock = opened.get_extra_info("socket")
-                if sock.family == socket.AF_UNIX:
-                    _, uid, _ = peer(sock)
-                    self.client = (callers.UNIX, uid)
+        from carrel.daemons import api  # noqa: PLC0415
+        from carrel.daemons.visitors import SHARE_MAX, visitors  # noqa: PLC0415
 
         class Server(uvicorn.Server):
             """Leaves the signals to us: uvicorn's way is to raise them once more at its end."""
@@ -116,9 +107,10 @@ class Controller:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
+        trusted = frozenset({0, os.geteuid()})
         service = api.Service(
             board=self.board,
-            trusted=frozenset({0, os.geteuid()}),
+            trusted=trusted,
             addresses=self.addresses,
             changed=self._changed.set,
             silent_after_s=self._silent_after_s,
@@ -131,7 +123,7 @@ class Controller:
         return Server(
             uvicorn.Config(
                 api.create(service),
-                http=PeerProtocol,
+                http=visitors(limit=min(share(), SHARE_MAX), trusted=trusted),
                 lifespan="off",
                 log_level="warning",
                 access_log=False,
@@ -199,14 +191,6 @@ def listen(where: transport.Address) -> socket.socket:
     except OSError as error:
         raise CarrelError(f"carrelctld cannot listen on {where}: {error.strerror or error}") from error
     return sock
-
-
-def peer(sock: Any) -> tuple[int, int, int]:
-    """Return (pid, uid, gid) of the peer; asyncio's transport socket offers no more than ``getsockopt``."""
-    size = 12
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in range(0, size, 4))
-    return pid, uid, gid
 
 
 def _answers(path: Path) -> bool:

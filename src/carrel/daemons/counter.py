@@ -57,6 +57,9 @@ class Counter:
         """Answer every line of one connection."""
         try:
             _, uid, _ = peer(writer.get_extra_info("socket"))
+            if uid not in self._trusted():  # before they have asked: a connection that never asks costs a descriptor
+                writer.write(_stranger(uid).line())
+                return
             while line := await reader.readline():
                 reply = await self.answer(line.decode(errors="replace").rstrip("\n"), uid=uid)
                 writer.write(reply.line())
@@ -72,7 +75,7 @@ class Counter:
         fields = dict(word.partition("=")[::2] for word in words)
         try:
             if uid not in self._trusted():
-                raise RefusedError(f"uid {uid} may not ask here, only slurmctld may")
+                return _stranger(uid)
             async with asyncio.timeout(self._deadline_s):
                 if verb == "submit":
                     return await self._submit(fields)
@@ -221,6 +224,10 @@ class Counter:
                 self._users.clear()
             self._users[uid] = found.pw_name
         return self._users[uid]
+
+
+def _stranger(uid: int) -> Reply:
+    return Reply("refuse", f"uid {uid} may not ask here, only slurmctld may")
 
 
 def _with_guests(token: str, request: Request, priced: Priced) -> str:

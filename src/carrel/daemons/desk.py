@@ -215,7 +215,7 @@ class Desk:
             transactions=totals.transactions,
             open_liens=totals.open_liens,
             unknown_ends=totals.unknown_ends,
-            parked=[f"{one.what}: {one.why}" for one in self._branch.rounds.teller.parked()] if self._branch else [],
+            parked=self._branch.rounds.waiting() if self._branch else [],
             last_hash=totals.last_hash,
             totals=views.sums(views.allocation_view(one, int(time.time())) for one in balances),
         )

@@ -34,13 +34,17 @@ class JobFacts:
         known = self._known.get(job_id)
         if known and time.monotonic() - known[0] < KEPT_S:
             return known[1]
+        return await asyncio.shield(self.expect(job_id, timeout_s=timeout_s))
+
+    def expect(self, job_id: int, *, timeout_s: float) -> asyncio.Task[Job]:
+        """Ask at once, for tasks that will want to know in a moment; they share the one question."""
         task = self._asking.get(job_id)
         if task is None:
             task = asyncio.ensure_future(self._ask(job_id, timeout_s))
             self._asking[job_id] = task
             task.add_done_callback(lambda _: self._asking.pop(job_id, None))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
+        return task
 
     async def _ask(self, job_id: int, timeout_s: float) -> Job:
         deadline = time.monotonic() + timeout_s

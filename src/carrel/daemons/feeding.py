@@ -29,6 +29,8 @@ STUCK_S = 60.0
 # The lowest priority; and the kernel ends it with carreld, which would otherwise start a second one. It is not started
 # by the command ``carrel serve sinks``, which needs 10 MB for its own reading of the command line.
 _CHILD = ("nice", "-n", "19", "setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "carrel.daemons.sinks")
+_ENV = {"MALLOC_ARENA_MAX": "1"}
+"""A heap for each of librdkafka's threads, which do little with it, would be 2 MB more."""
 _LOG = logging.getLogger("carreld")
 
 
@@ -64,7 +66,7 @@ class Feeding:
 
     async def _once(self) -> None:
         child = await asyncio.create_subprocess_exec(
-            *_CHILD, self._node, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *_CHILD, self._node, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env=os.environ | _ENV
         )
         try:
             await self._listen(child)
@@ -95,6 +97,8 @@ class Feeding:
     def status(self) -> tuple[SinkStatus, ...]:
         """Return how the sinks are doing; each has an error while nobody feeds it."""
         names = self._settings.metrics.sinks
+        if not names:
+            return ()
         found = sinks.load_status(self._settings, self._node)
         fault = self._fault(found)
         known = {one.name: one for one in found.sinks} if found else {}

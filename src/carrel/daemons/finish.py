@@ -36,6 +36,8 @@ class Work(NamedTuple):
     done: Callable[[], None]
     output: Callable[[], Awaitable[str]] | None = None
     """Asked for the file at whose end what the job used is to be printed, once; None: nowhere."""
+    node: str = ""
+    """The guest whose samples these are, where it was a Slurm node; empty: this node's own."""
 
 
 class Finisher:
@@ -80,7 +82,7 @@ class Finisher:
         folder = await asyncio.to_thread(work.open)
         try:
             for name in await asyncio.to_thread(os.listdir, folder.descriptor):
-                if name.endswith(".seg") and self._ours(name):
+                if name.endswith(".seg") and self._ours(name, work.node):
                     await self._make_tables(folder, name.removesuffix(".seg"))
             if work.output is not None:
                 # The tables of the next job do not wait for it.
@@ -101,9 +103,9 @@ class Finisher:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
             raise CarrelError(f"{folder.path}: {last[0]}")
 
-    def _ours(self, name: str) -> bool:
-        """Say whether samples are of this node, or of a guest on it."""
-        return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == self._node
+    def _ours(self, name: str, node: str = "") -> bool:
+        """Say whether samples are of this node, or of a guest on it; or of the guest that is called ``node``."""
+        return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == (node or self._node)
 
     async def _report(self, output: Callable[[], Awaitable[str]], path: Path, uid: int) -> None:
         """Print what the job used at the end of its output. What fails is counted: the job has ended."""

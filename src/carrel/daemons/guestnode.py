@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from carrel.daemons import people, requests
 from carrel.daemons.door import Door
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.guestlogs import GuestLog, GuestLogs, LogOf
+from carrel.daemons.hints import Hints
 from carrel.daemons.journal import Journal
 from carrel.daemons.metrics import JobMetrics
 from carrel.daemons.node import Node
@@ -30,6 +32,7 @@ from carrel.model.guest import Guest, GuestSpec
 from carrel.model.guestnode import GuestNode, GuestNodeState, NodeOrder
 from carrel.model.job import Job
 from carrel.model.report import NodeReport
+from carrel.model.sample import OnGuestNode
 from carrel.model.task import Task
 from carrel.ports import Driver
 from carrel.slurm import cgroups
@@ -60,16 +63,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Carried(Node):
     """One guest-node. It has what a node has; the guests, images, journal and reports are its host's."""
 
-    def __init__(self, host: Node, order: NodeOrder) -> None:  # super() would take a directory for a host of its own
-        """Describe it; ``begin`` makes it."""
+    def __init__(  # super() would take a directory for a host of its own
+        self, host: Node, order: NodeOrder, *, changed: Callable[[], None]
+    ) -> None:
+        """Describe it; ``begin`` makes it, and ``changed`` is called when there is news of that."""
         self.config = host.config
         self.name = order.node
         self.order = order
         self.host = host
+        self._changed = changed
         self.directory = host.config.node.path(order.node)
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         (self.directory / MARK).touch()
-        self.scheduler = SlurmClient(host.config.slurm, order.node)
+        self.scheduler = SlurmClient(host.config.slurm, order.node, cluster=order.run.cluster)
         self.facts = JobFacts(self.scheduler)
         self.requests = JobRequests(self.directory / "jobs")
         self.inside = Inside(self.directory / "inside")
@@ -77,7 +83,7 @@ class Carried(Node):
         self.journal = Journal(order.node, host.reporter.tell)
         self.images = host.images
         self.drivers = host.drivers
-        self.metrics = Unsampled()
+        self.metrics = CarriedMetrics(self)
         self._spec: GuestSpec | None = None
         self._settled = asyncio.Event()
         """It is known what the guest shall be, or that there will be none."""
@@ -88,9 +94,13 @@ class Carried(Node):
         self._failure: tuple[GuestNodeState, str] | None = None
         self._works: list[asyncio.Task[None]] = []
         self._making: asyncio.Task[None] | None = None
-        self._seen: Guest | None = None
+        self.seen: Guest | None = None
         if self._ended is None:
             self._note(Record(order=order))
+
+    @property
+    def series(self) -> OnGuestNode:
+        return OnGuestNode(self.order.run, self.name)
 
     @property
     def guest_name(self) -> str:
@@ -108,10 +118,12 @@ class Carried(Node):
         return msgspec.structs.replace(whole, guests=tuple(g for g in whole.guests if g.node == self.name))
 
     async def end(self, guest: Guest) -> None:
+        await self.host.metrics.carried.last(self.series)
         if guest.console:
             await asyncio.to_thread(self._log.keep, "console", Path(guest.console))
         await self.host.end(guest)
         self._log.mark("destroyed")
+        self._end_sampling()
         self.inside.forget(guest.name)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -161,7 +173,7 @@ class Carried(Node):
         except (CarrelError, OSError) as error:
             self._fail("failed", error)
             return
-        self._seen = guest
+        self.seen = guest
         if guest.ready_s:
             identity_s = dict(guest.phases).get("identity", 0.0)
             self._log.mark("clone_start", now_s=guest.started_s)
@@ -195,9 +207,11 @@ class Carried(Node):
             slot=0,
         )
         sources = [decide.parse_mount(text).source for text in order.request.mounts]
-        mounts = await people.reachable(spec.mounts, person, asked=sources)
+        mounts, settings = await asyncio.gather(
+            people.reachable(spec.mounts, person, asked=sources), self.scheduler.settings()
+        )
         counted: tuple[str, ...] = ()
-        if (await self.scheduler.settings()).get("ProctrackType") == "proctrack/cgroup":
+        if settings.get("ProctrackType") == "proctrack/cgroup":
             counted = await asyncio.to_thread(
                 cgroups.of_guest_node, self.name, cpus=order.cpus, memory_bytes=order.memory_bytes
             )
@@ -206,15 +220,17 @@ class Carried(Node):
     async def look(self) -> None:
         """See how the guest does, and keep slurmd running where it is wanted."""
         guests = await self.driver(self.driver_name).guests()
-        self._seen = next((guest for guest in guests if guest.name == self.guest_name), None)
+        self.seen = next((guest for guest in guests if guest.name == self.guest_name), None)
         making = self._making is not None and not self._making.done()  # which knows better why it failed
-        if self._seen and self._seen.state == "down" and not making and not self._ended and not self._failure:
-            await self._went_down(self._seen)
+        if self.seen and self.seen.state == "down" and not making and not self._ended and not self._failure:
+            await self._went_down(self.seen)
         if self.order.join and self._failure is None:
             self._beside.start()
             self._log.mark("registered")
         if self.inside.living(self.guest_name):
             self._log.mark("first_task")
+        if self.host.metrics.carried.began(self.series):
+            self.metrics.begin(self.order.run.job_id)
 
     async def _went_down(self, guest: Guest) -> None:
         why = _first_word(guest.end_file)
@@ -231,9 +247,10 @@ class Carried(Node):
         if order != self.order:
             self.order = order
             self._note(Record(order=order, ended=self._ended or ""))
+            self._changed()  # a slurmd may be wanted
 
     def facts_for_controller(self) -> GuestNode:
-        guest = self._seen
+        guest = self.seen
         state: GuestNodeState = "starting"
         reason = ""
         if self._ended is not None:
@@ -269,9 +286,15 @@ class Carried(Node):
         for guest in (await self.report()).guests:
             await self.end(guest)
             self._say("guest-gone", "destroyed: its node is not wanted any more")
+        if ending := self._end_sampling():
+            await asyncio.wait([ending])  # it reads the last totals there
         await asyncio.to_thread(cgroups.remove_guest_node, self.name)
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         self._record.unlink(missing_ok=True)
+
+    def _end_sampling(self) -> "asyncio.Task[None] | None":
+        report = (self.directory / "hints" / f"report.{self.order.run.job_id}").exists()
+        return self.host.metrics.carried.end(self.series, guest=self.guest_name, report=report)
 
     def _end_steps(self) -> None:
         """End what is left of steps: Slurm was told that this node is down, and nobody else will."""
@@ -309,27 +332,35 @@ class Carried(Node):
         self._log.say(f"{what}: {text}")
         self.journal.add(what, text, job_id=self.order.run.job_id, guest=self.guest_name, uid=self.order.uid)
         self.reporter.poke()
+        self._changed()
 
 
-class Unsampled(JobMetrics):
-    """Jobs on guest-nodes are not sampled: their steps stand below no node of Slurm's that carreld is on."""
+class CarriedMetrics(JobMetrics):
+    """The sampling of a guest-node's job, which its host does; see ``CarriedJobs``."""
 
-    def __init__(self) -> None:  # its base would look for what an earlier carreld sampled
-        """Know no job."""
+    def __init__(self, carried: Carried) -> None:  # its base would look for what an earlier carreld sampled
+        """Speak of the job of ``carried``."""
+        self._carried = carried
+        Hints(carried.directory / "hints").prepare(wanted=carried.config.metrics.enabled)
 
     def begin(self, job_id: int, *, anew: bool = False) -> None:
-        """Do nothing."""
+        """Sample the job, if it is that which the guest was made for."""
+        del anew
+        carried, guest = self._carried, self._carried.seen
+        if job_id == carried.order.run.job_id and guest:
+            carried.host.metrics.carried.begin(carried.order, guest, carried.facts)
 
     def end(self, job_id: int) -> None:
-        """Do nothing."""
+        """Do nothing: what ends the guest ends its sampling."""
 
     def guest_ready(self, guest: Guest) -> None:
-        """Do nothing."""
+        """Sample the job: a task is in its guest, so it has begun."""
+        del guest
+        self.begin(self._carried.order.run.job_id)
 
     async def sample_every(self, job_id: int, seconds: float, *, uid: int) -> bool:
-        """Say that the job is not sampled here."""
-        del job_id, seconds, uid
-        return False
+        """Have the host do it."""
+        return await self._carried.host.metrics.sample_every(job_id, seconds, uid=uid)
 
 
 class GuestDoor(Door):
@@ -374,6 +405,12 @@ class GuestDoor(Door):
             "end_file": str(self._carried.directory / END),
             "end_wait_ms": wait_ms,
         }
+
+    def _prolog(self, message: wire.Message) -> wire.Fields:
+        answer = super()._prolog(message)
+        timeout_s = self._carried.config.guests.boot_timeout_s
+        self._carried.facts.expect(requests.number(message, "job"), timeout_s=timeout_s)
+        return answer
 
     async def _epilog(self, message: wire.Message) -> wire.Fields:
         job_id = requests.number(message, "job")

@@ -1,6 +1,7 @@
 """A host's part in guests that are Slurm nodes: carreld asks carrelctld what the host shall carry, and makes it so."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from carrel.daemons import transport
 from carrel.daemons.carrier import Carrier
 from carrel.daemons.guestlogs import keep_pruned
 from carrel.daemons.guestnode import Carried, records
-from carrel.model.guestnode import GuestNode, HostReport, Orders
+from carrel.model.guestnode import GuestNode, HostReport, NodeOrder, Orders
 
 if TYPE_CHECKING:
     from carrel.daemons.node import Node
@@ -29,11 +30,12 @@ class Hypervisor:
     def __init__(self, host: "Node") -> None:
         """Adopt what an earlier carreld carried here."""
         self._host = host
+        self._due = asyncio.Event()
         self._carrier = Carrier(
             host.name,
             ask=self._ask,
-            make=lambda order: Carried(host, order),
-            adopted={record.order.node: Carried(host, record.order) for record in records(host)},
+            make=self._carry,
+            adopted={record.order.node: self._carry(record.order) for record in records(host)},
         )
 
     async def run(self) -> None:
@@ -45,14 +47,20 @@ class Hypervisor:
             group.create_task(self._carrier.follow())
             group.create_task(keep_pruned(self._host.config.guests.logs))
 
+    def _carry(self, order: NodeOrder) -> Carried:
+        return Carried(self._host, order, changed=self._due.set)
+
     async def _watch(self) -> None:
         """Look at the guests, and say when one changed."""
         while True:
+            self._due.clear()
             for carried in self._carrier.staying():
                 await self._look_at(carried)
             await self._sweep()
             self._carrier.look()
-            await asyncio.sleep(LOOK_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_PERIOD_S):
+                    await self._due.wait()
 
     async def _look_at(self, carried: Carried) -> None:
         try:
@@ -71,7 +79,7 @@ class Hypervisor:
         body = msgspec.json.encode(HostReport(host=self._host.name, address=_address(), guests=guests))
         path = f"/v1/hosts/{self._host.name}/report?digest={digest}"
         answer = await transport.request(self._host.config.controller, "POST", path, body, timeout_s=POLL_TIMEOUT_S)
-        return msgspec.convert(transport.decoded(answer), Orders)
+        return transport.converted(transport.decoded(answer), Orders)
 
 
 def _address() -> str:

@@ -46,7 +46,7 @@ class GuestViews:
         self,
         settings: Metrics,
         driver: Callable[[str], Driver],
-        job: Callable[[JobKey], tuple[Job, float | None] | None],
+        job: Callable[[Guest], tuple[Job, float | None] | None],
         *,
         spool: Spool | None = None,
         failed: Callable[[str, Exception], None],
@@ -56,7 +56,7 @@ class GuestViews:
         Args:
             settings: The site's.
             driver: Returns the driver of this name.
-            job: Returns a run that is being sampled, and the interval that was chosen for it; None: it is not.
+            job: Returns a guest's run if it is sampled, and the interval that was chosen for it; None: it is not.
             spool: Where sinks find what they have to take; None: there are none.
             failed: Told of what went wrong.
         """
@@ -89,7 +89,7 @@ class GuestViews:
         known = guest.name in self._seen or guest.name in self._beginning or guest.name in self._without
         if known or guest.state != "ready" or guest.run is None or len(self._seen) >= GUESTS_MAX:
             return
-        found = self._job(guest.run)
+        found = self._job(guest)
         if found is not None:
             task = asyncio.ensure_future(self._begin(guest, *found))
             self._beginning[guest.name] = task
@@ -119,7 +119,7 @@ class GuestViews:
 
     def _made(self, guest: Guest, run: JobKey, descriptor: int) -> Seen:
         files = GuestFiles(descriptor, timeout_s=EXCHANGE_TIMEOUT_S)
-        name = guest.node if guest.per == "job" else f"{guest.node}:{guest.step}.{guest.task}"
+        name = guest.node if guest.per != "task" else f"{guest.node}:{guest.step}.{guest.task}"
 
         def sampler() -> Sampler:
             try:
@@ -166,6 +166,11 @@ class GuestViews:
         """End the views of all guests of a run."""
         await asyncio.gather(*(self.end(name) for name, seen in list(self._seen.items()) if seen.run == run))
         await asyncio.gather(*(closing for other, closing in list(self._closing.values()) if other == run))
+
+    async def closed(self, name: str) -> None:
+        """Return when the samples of a guest that has ended are on the disk."""
+        if closing := self._closing.get(name):
+            await closing[1]
 
     async def sample_every(self, run: JobKey, seconds: float) -> None:
         """Change how often the guests of a run are sampled.

@@ -3,7 +3,7 @@
 A host carries a carreld, which has any driver that is installed there; or one driver reaches it from the controller.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -84,11 +84,14 @@ class Kinds:
             asked = asked if asked in self._remotes else next(iter(self._remotes))
         return asked if asked in self._remotes else ""
 
-    def carries(self, driver: str, host: str) -> bool:
-        """Tell whether guests of this driver may be on a host."""
+    def only(self, driver: str) -> Callable[[str], bool] | None:
+        """Return what tells whether guests of this driver may be on a host; None: on any."""
+        if not self._remotes:
+            return None
         if driver:
-            return host in self._remotes[driver].hosts
-        return not any(host in remote.hosts for remote in self._remotes.values())
+            return self._remotes[driver].hosts.__contains__
+        others = frozenset().union(*(remote.hosts for remote in self._remotes.values()))
+        return lambda host: host not in others
 
     def silent(self) -> frozenset[str]:
         """Return the hosts of which nothing is known just now, whatever was known a moment ago."""

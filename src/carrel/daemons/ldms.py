@@ -22,7 +22,7 @@ from carrel.config import Config
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError
 from carrel.ldms import control, plan
 from carrel.model.job import Job, JobKey
-from carrel.model.sample import SamplerStatus
+from carrel.model.sample import SamplerStatus, Series
 from carrel.sampling.cgroup import JobGroups
 from carrel.sampling.folder import JobFolder
 
@@ -80,7 +80,7 @@ class LdmsSampler:
         """Do nothing: LDMS counts by node."""
         return self._ask(lambda: None)
 
-    def guest_disks(self, run: JobKey, guest: str, counters: Mapping[str, int]) -> "Future[None]":  # noqa: ARG002  # the same
+    def guest_disks(self, run: Series, guest: str, counters: Mapping[str, int]) -> "Future[None]":  # noqa: ARG002  # the same
         """Do nothing: LDMS counts by node."""
         return self._ask(lambda: None)
 

@@ -141,9 +141,7 @@ class Lines:
     def _admit(self, waiting: Waiting, without: frozenset[str]) -> Answer:
         run = self._runs[waiting.key]
         name, kind = room_name(run, self._attempts[run]), self._made[run]
-        answer = self._admission.take(
-            name, waiting.demand, without=without, only=lambda host: self._kinds.carries(kind.driver, host)
-        )
+        answer = self._admission.take(name, waiting.demand, without=without, only=self._kinds.only(kind.driver))
         if isinstance(answer, Here) and kind.pooled:
             if self._admission.take_addresses(name, waiting.demand.count) is None:
                 self._admission.give_back(name)
@@ -157,6 +155,14 @@ class Lines:
         for key, run in self._runs.items():
             if why := self._queue.reason(key):
                 yield run, why
+
+    def leave(self, run: JobKey) -> None:
+        """Let a run stand in no line; one that was let through is none of them."""
+        if run not in self._begun and str(run) in self._runs:
+            del self._runs[str(run)]
+            self._queue.remove(str(run))
+            self._attempts.pop(run, None)
+            self._made.pop(run, None)
 
     def failed(self, run: JobKey, host: str, why: str) -> None:
         """Note that a run's guests could not be made; the queue knows whether and when it is tried again."""

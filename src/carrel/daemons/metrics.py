@@ -18,6 +18,7 @@ import msgspec
 from carrel.core.guests import living
 from carrel.daemons import people, sinks
 from carrel.daemons.attach import Attacher
+from carrel.daemons.carried import CarriedJobs
 from carrel.daemons.failures import Failures
 from carrel.daemons.finish import Finisher, Work
 from carrel.daemons.held import HeldGroups
@@ -32,7 +33,7 @@ from carrel.model.guest import Counters as GuestCounters
 from carrel.model.guest import Guest
 from carrel.model.job import Job, JobKey
 from carrel.model.report import SamplingWish
-from carrel.model.sample import SamplerStatus
+from carrel.model.sample import OnGuestNode, SamplerStatus
 from carrel.sampling import cgroup
 from carrel.sampling.folder import JobFolder, component
 from carrel.sampling.loop import Sampler
@@ -47,6 +48,8 @@ FACTS_TIMEOUT_S = 60.0
 RETRY_S = 30.0
 WISHES_S = 3600.0
 """Longer than the controller repeats a wish."""
+TOLD_PERIODS = 5
+"""So many sweeps pass between two looks where the kernel tells of hints and steps: a look costs what a sample costs."""
 GRACE_S = 30.0
 """What began so lately may have begun after Slurm was looked at."""
 
@@ -62,7 +65,7 @@ class JobMetrics:
         self._settings = node.config.metrics
         self._records = SampledJobs(node.directory / "sampled")
         self._held = HeldGroups(node.directory / "held")
-        self._jobs = {sampled.job.key: sampled for sampled in self._records.all()}
+        self._jobs = {sampled.job.key: sampled for sampled in self._records.all() if not sampled.node}
         self._hints = Hints(node.directory / "hints")
         self._failures = Failures()
         self._failed = self._failures.add
@@ -71,6 +74,7 @@ class JobMetrics:
         self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
         self._sampling = SamplerThread(self._make_sampler, failed=self._failed)
         self.guests = GuestViews(self._settings, node.driver, self._known, spool=self._spool, failed=self._failed)
+        self.carried = CarriedJobs(node, self._sampling, self._records, self._finisher, self._failures)
         self._due = asyncio.Event()
         self._beginning: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[JobKey, asyncio.Task[None]] = {}
@@ -130,28 +134,31 @@ class JobMetrics:
             UnreachableError: the sampler does not answer.
         """
         runs = [run for run, job in self._jobs.items() if run.job_id == job_id and not job.ended]
-        if not runs or self._sampling.sampler is None:
+        found = [*([self._jobs[max(runs)]] if runs else []), *self.carried.of_job(job_id)]
+        if not found or self._sampling.sampler is None:
             return False
-        run = max(runs)
-        sampled = self._jobs[run]
+        sampled = found[0]
         if uid not in (0, sampled.job.uid) and not await people.in_group(uid, self._settings.operators):
             raise RefusedError(f"job {job_id} belongs to {sampled.job.user}, not to uid {uid}")
         try:
-            await answer(self._sampling.sampler.interval(run, seconds))
-            await self.guests.sample_every(run, seconds)
+            for one in found:
+                if one.node:
+                    await self.carried.sample_every(one, seconds)
+                else:
+                    await answer(self._sampling.sampler.interval(one.job.key, seconds))
+                    self._remember(one.job.key, interval_s=seconds)
+            await self.guests.sample_every(sampled.job.key, seconds)
         except TimeoutError as error:
             raise UnreachableError(
                 f"the sampler of {self._node.name} does not answer; see: carrel node check"
             ) from error
-        self._remember(run, interval_s=seconds)
         return True
 
     def grant(self, wishes: Sequence[SamplingWish]) -> None:
         """Do once what was asked for through the controller. Returns at once."""
         for wish in wishes:
-            if wish.asked_s > self._granted_s.get(wish.job_id, 0.0) and any(
-                r.job_id == wish.job_id for r in self._jobs
-            ):
+            here = any(run.job_id == wish.job_id for run in self._jobs) or self.carried.of_job(wish.job_id)
+            if here and wish.asked_s > self._granted_s.get(wish.job_id, 0.0):
                 self._granted_s[wish.job_id] = wish.asked_s
                 asyncio.ensure_future(self._grant(wish))  # noqa: RUF006  # it ends by itself, within a bound
         self._granted_s = {job_id: at_s for job_id, at_s in self._granted_s.items() if time.time() - at_s < WISHES_S}
@@ -162,10 +169,12 @@ class JobMetrics:
         except CarrelError as error:
             self._node.journal.add("refused", str(error), job_id=wish.job_id, uid=wish.uid)
 
-    def _known(self, run: JobKey) -> tuple[Job, float | None] | None:
-        """Return a run that is being sampled, and the interval chosen for it."""
-        sampled = self._jobs.get(run)
-        if sampled is None or sampled.ended or run not in self._alive:
+    def _known(self, guest: Guest) -> tuple[Job, float | None] | None:
+        """Return a guest's run if it is being sampled, and the interval chosen for it."""
+        if guest.per == "node":
+            return self.carried.known(guest)
+        sampled = self._jobs.get(guest.run) if guest.run else None
+        if sampled is None or sampled.ended or sampled.job.key not in self._alive:
             return None
         return sampled.job, self._possible(sampled.interval_s)
 
@@ -187,8 +196,9 @@ class JobMetrics:
             found = counters.get(guest.name)
             disks = {name: getattr(found, f"disk_{name}", None) for name in DISK_NAMES}
             known = {name: value for name, value in disks.items() if value is not None}
-            if known and guest.run in self._alive and guest.run and self._sampling.sampler:
-                self._sampling.sampler.guest_disks(guest.run, guest.name, known)
+            if known and guest.run and self._known(guest) and self._sampling.sampler:
+                series = OnGuestNode(guest.run, guest.node) if guest.per == "node" else guest.run
+                self._sampling.sampler.guest_disks(series, guest.name, known)
 
     def suspicious(self) -> bool:
         """Say whether Slurm should be asked: a job has no step here, so it may be over."""
@@ -196,7 +206,8 @@ class JobMetrics:
 
     def compare(self, jobs: Sequence[Job]) -> None:
         """Take Slurm's word on which jobs live here."""
-        alive = {job.key: job for job in jobs if living(job)}
+        # Asked for this node by its name, squeue also says what is on the guests that it carries as nodes.
+        alive = {job.key: job for job in jobs if living(job) and self._node.name in job.nodes}
         waiting = {job.key.job_id for job in jobs if job.slurm_state == "COMPLETING"} & self._living
         known_s = time.monotonic() - GRACE_S
         for run in list(self._jobs):
@@ -228,22 +239,21 @@ class JobMetrics:
         leftovers = asyncio.ensure_future(self._recover())
         try:
             while True:
-                if watch:
-                    watch.add(self._hints.directory)
-                    watch.add(self._steps.spool)
+                told = watch is not None and watch.add(self._hints.directory) and watch.add(self._steps.spool)
                 try:
                     self._look()
                 except Exception as error:  # noqa: BLE001  # one odd job must not end the look at all others
                     _LOG.exception("a look at the jobs to sample failed")
                     self._failed("look", error)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._node.config.node.sweep_period_s):
+                    async with asyncio.timeout(self._node.config.node.sweep_period_s * (TOLD_PERIODS if told else 1)):
                         await self._due.wait()
                 self._due.clear()
         finally:
             for task in (finishing, leftovers, *self._beginning.values()):
                 task.cancel()
             self._attacher.stop()
+            self.carried.stop()
             if watch:
                 watch.close()
             await self.guests.stop()
@@ -263,6 +273,7 @@ class JobMetrics:
                 self._finish(sampled.job)
             elif not self._settings.enabled:
                 self._end_all([sampled.job.key])
+        self.carried.recover()
         mine = {(component(job.job.user), job.job.key.job_id) for job in self._jobs.values()}
         try:
             await self._finisher.leftovers(

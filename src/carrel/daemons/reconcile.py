@@ -4,11 +4,12 @@ Whatever is killed, here or elsewhere, the next look finds where things stand. A
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -16,26 +17,34 @@ import msgspec
 from carrel.config import Config
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
-from carrel.core.guestdeeds import Action, OnJob, OnName
+from carrel.core.guestdeeds import Action, OnJob, OnLine, OnName
 from carrel.core.guestnodes import Limits, World
 from carrel.core.queue import Cancel, Launch
 from carrel.daemons.kinds import Kinds, Remote
 from carrel.daemons.lines import Lines, Taken
+from carrel.daemons.patience import Patience
 from carrel.errors import CarrelError, NodeFaultError, UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport, Orders
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, PoolJob, reservation_name
+from carrel.model.pool import Look, PoolJob, reservation_name, run_of_reservation
 from carrel.model.report import Event
 from carrel.slurm.pool import SlurmPool
 
+SOON_S = 0.1
+"""The first look after something has changed; each further one that sees nothing new comes twice as late."""
 LOOK_PERIOD_S = 0.5
 QUIET_PERIOD_S = 1.0
 """Between looks while no job waits and no guest is carried."""
+COMMANDS_AT_ONCE = 4
+"""A command of Slurm is mostly the start of a process; slurmctld makes one change at a time."""
 HELD_S = 10.0
 """So long a host's question waits for an answer that differs from its last one."""
 
 SWEEP_PERIOD_S = 60.0
+
+IN_QUEUE = deeds.FindRoom | deeds.Rest | deeds.GiveBackRoom
+"""Deeds on the queue, which belongs to one thread at a time."""
 
 _LOG = logging.getLogger("carrelctld")
 
@@ -73,7 +82,9 @@ class Reconciler:
         """
         mine = settings.guest_nodes
         self._settings = mine
-        self._limits = Limits(configuring_max_s=mine.configuring_max_s, join_max_s=mine.join_max_s)
+        self._limits = Limits(
+            configuring_max_s=mine.configuring_max_s, start_max_s=mine.start_max_s, join_max_s=mine.join_max_s
+        )
         self._kinds = Kinds(settings, remotes or {}, has_addresses=admission.has_addresses)
         self._pool = pool or SlurmPool(settings.slurm, mine.partition)
         self._clock = clock
@@ -81,12 +92,16 @@ class Reconciler:
         self._tell = tell
         self._heard: dict[str, Heard] = {}
         self._counted: set[tuple[JobKey, str, float]] = set()
-        self._given_back: dict[int, set[JobKey]] = {}
-        """Runs of a job that had their nodes and did not start; forgotten by a restart, on purpose."""
-        self._attempts = settings.placement.launches.attempts
+        launches = settings.placement.launches
+        self._patience = Patience(
+            attempts=launches.attempts, rest_s=mine.start_max_s, rest_max_s=launches.backoff_max_s
+        )
         self._told: dict[JobKey, str] = {}
         self._orders: dict[str, Orders] = {}
-        self._changed = asyncio.Condition()
+        self._world: World | None = None
+        """As it was seen last, and what was made of it since."""
+        self._news: dict[str, asyncio.Event] = {}
+        """By host: set when its orders change."""
         self._due = asyncio.Event()
         self._began_s: float | None = None
         self._swept_s = -math.inf
@@ -103,16 +118,14 @@ class Reconciler:
         if before is None or (before.report, before.digest) != (report, digest):
             self._due.set()
 
-        def news() -> bool:
-            return report.host in self._orders and self._orders[report.host].digest != digest
-
-        async with self._changed:
-            try:
-                async with asyncio.timeout(min(HELD_S, self._settings.host_silent_s / 3)):
-                    await self._changed.wait_for(news)
-            except TimeoutError:
-                if report.host not in self._orders:
-                    raise UnreachableError("slurm was not seen yet, so nothing is known of this host") from None
+        news = self._news.setdefault(report.host, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(HELD_S, self._settings.host_silent_s / 3)):
+                while report.host not in self._orders or self._orders[report.host].digest == digest:
+                    news.clear()
+                    await news.wait()
+        if report.host not in self._orders:
+            raise UnreachableError("slurm was not seen yet, so nothing is known of this host")
         if self._heard[report.host] is heard:  # else it has asked anew since
             self._heard[report.host] = msgspec.structs.replace(heard, at_s=_now_s())
         return self._orders[report.host]
@@ -126,6 +139,7 @@ class Reconciler:
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
         failures = 0
+        pause_s = SOON_S
         self._began_s = _now_s()
         while True:
             self._due.clear()
@@ -141,12 +155,12 @@ class Reconciler:
                 _LOG.exception("guests as nodes: a round failed")
                 acted, quiet = False, True
             if acted:
+                pause_s = SOON_S
                 continue  # what a deed did, the next look shows
-            try:
-                async with asyncio.timeout(QUIET_PERIOD_S if quiet else LOOK_PERIOD_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_PERIOD_S if quiet else pause_s):
                     await self._due.wait()
-            except TimeoutError:
-                continue
+            pause_s = SOON_S if self._due.is_set() else min(2 * pause_s, LOOK_PERIOD_S)
 
     async def _once(self) -> tuple[bool, bool]:
         """Return whether anything was done, and whether there is nothing to watch."""
@@ -157,14 +171,15 @@ class Reconciler:
         hosts = decide.judged(look, said, now_s=self._clock(), limits=self._limits)
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
-        world = self._world(look, taken, hosts)
-        await self._publish(world)
-        world = msgspec.structs.replace(world, settled=self._settled(heard))
+        world = self._world_of(look, taken, hosts)
+        self._patience.see(look, decide.released(world), world.now_s)
+        self._publish(world)
+        self._world = world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
         if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
         jobs = {job.key: job for job in look.jobs}
-        done = [await self._act(action, jobs) for action in actions]
+        done = await self._act_on_all(actions, jobs)
         if self._all_heard():
             done.append(await self._launch(hosts, jobs))
             await self._sweep(world, taken)
@@ -181,7 +196,8 @@ class Reconciler:
         in_force = {name: orders.digest for name, orders in self._orders.items()}
         return frozenset(name for name, each in heard.items() if each.digest == in_force.get(name))
 
-    def _world(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
+    def _world_of(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
+        now_s = self._clock()
         return World(
             look=look,
             places=taken.places(look.cluster),
@@ -191,19 +207,12 @@ class Reconciler:
                 guest.node for name, each in self._heard.items() if name not in hosts for guest in each.report.guests
             },
             begun=self._lines.begun(),
-            given_up=self._lines.given_up() | self._never_started(look),
-            now_s=self._clock(),
+            given_up=self._lines.given_up() | self._patience.never_started(look),
+            resting=self._patience.resting(now_s),
+            ready_since_s=self._patience.ready_since_s,
+            now_s=now_s,
             limits=self._limits,
         )
-
-    def _never_started(self, look: Look) -> dict[JobKey, str]:
-        """Return the runs whose job had its nodes so often, and did not start on them, that it is not tried again."""
-        said = f"it had its nodes {self._attempts} times and did not start on them; see the log of slurmctld"
-        return {
-            job.key: said
-            for job in look.jobs
-            if len(self._given_back.get(job.key.job_id, set()) - {job.key}) >= self._attempts
-        }
 
     def _all_heard(self) -> bool:
         """Tell whether every host could have spoken since this controller began."""
@@ -211,14 +220,16 @@ class Reconciler:
             self._began_s is not None and _now_s() - self._began_s > self._settings.host_silent_s
         )
 
-    async def _publish(self, world: World) -> None:
+    def _publish(self, world: World) -> None:
         """Answer the hosts whose orders have changed."""
-        async with self._changed:
-            for host in world.hosts:
-                orders = decide.orders(world, host)
+        # One that falls silent and speaks again is not told what it should have carried before.
+        self._orders = {host: orders for host, orders in self._orders.items() if host in world.hosts}
+        for host in world.hosts:
+            orders, before = decide.orders(world, host), self._orders.get(host)
+            if before is None or before.orders != orders:
                 digest = hashlib.sha256(msgspec.json.encode(orders)).hexdigest()[:16]
                 self._orders[host] = Orders(digest=digest, orders=orders)
-            self._changed.notify_all()
+                self._news.setdefault(host, asyncio.Event()).set()
 
     def _hear_of_failures(self, look: Look, hosts: Mapping[str, HostReport]) -> None:
         """Tell the queue of each attempt that failed, once."""
@@ -233,9 +244,6 @@ class Reconciler:
         alive = {job.key for job in look.jobs if job.alive}
         self._lines.keep_only(alive)
         self._told = {run: value for run, value in self._told.items() if run in alive}
-        started = {job.key.job_id for job in look.jobs if job.job.slurm_state == "RUNNING"}
-        waiting = {run.job_id for run in alive} - started
-        self._given_back = {job_id: runs for job_id, runs in self._given_back.items() if job_id in waiting}
         self._counted = {mark for mark in self._counted if mark[0] in alive}
 
     async def _sweep(self, world: World, taken: Taken) -> None:
@@ -248,42 +256,69 @@ class Reconciler:
 
     # -- deeds ---------------------------------------------------------------------------------------------------
 
+    async def _act_on_all(self, actions: Sequence[Action], jobs: dict[JobKey, PoolJob]) -> list[bool]:
+        """Do what is due: side by side for several runs and names, one after another for each of them."""
+        lines: dict[object, list[Action]] = {}
+        for action in actions:
+            if not isinstance(action, IN_QUEUE):
+                lines.setdefault(_subject(action), []).append(action)
+        free = asyncio.Semaphore(COMMANDS_AT_ONCE)
+
+        async def follow(line: list[Action]) -> list[bool]:
+            async with free:
+                return [await self._act(action, jobs) for action in line]
+
+        found = await asyncio.gather(*map(follow, lines.values()), return_exceptions=True)  # none goes on by itself
+        done = [acted for line in found for acted in _unless_failed(line)]
+        return done + [await self._act(action, jobs) for action in actions if isinstance(action, IN_QUEUE)]
+
     async def _act(self, action: Action, jobs: dict[JobKey, PoolJob]) -> bool:
         """Do one thing; return whether a look at once would show something new."""
         if isinstance(action, deeds.OnJob):
             return await self._act_on_job(action, jobs[action.run])
-        await self._act_on_name(action, jobs)
-        return True
+        if isinstance(action, deeds.OnLine):
+            await self._act_in_line(action, jobs[action.run])
+            return False
+        return await self._act_on_name(action, jobs)
 
     async def _act_on_job(self, action: OnJob, job: PoolJob) -> bool:
-        job_id = job.key.job_id
         match action:
             case deeds.Hold():
-                self._complain(action, await self._pool.hold(job_id))
-            case deeds.FindRoom():
-                await self._seek(action, job)
-                return False
+                self._complain(action, await self._pool.hold(job))
+            case deeds.Split():
+                for task in action.tasks:
+                    self._complain(action, await self._pool.split(job, task))
             case deeds.Assign():
-                await self._assign(action)
+                return await self._assign(action, job)
             case deeds.Pin():
-                self._complain(action, await self._pool.pin(job_id, action.reservation))
+                self._complain(action, await self._pool.pin(job, action.reservation))
             case deeds.Release():
                 await self._release(action, job)
+            case deeds.Recall():
+                why = self._patience.recall(job.key, action.reason, self._clock())
+                self._complain(action, await self._pool.hold(job))
+                await self._say(job, why, what="job-recalled")
             case deeds.GiveBackJob():
-                self._note(job, "job-requeued", action.reason)
-                self._given_back.setdefault(job_id, set()).add(job.key)
-                for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
-                    self._complain(action, await self._pool.node(name, "down", action.reason))
+                await self._give_back_job(action, job)
             case deeds.Cancel():
                 await self._cancel(job, action.reason)
-            case deeds.Tell():
-                await self._say(job, action.reason)
-                return False
             case _:
                 assert_never(action)
         return True
 
-    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> None:
+    async def _act_in_line(self, action: OnLine, job: PoolJob) -> None:
+        match action:
+            case deeds.FindRoom():
+                await self._seek(action, job)
+            case deeds.Tell():
+                await self._say(job, action.reason)
+            case deeds.Rest():
+                self._lines.leave(job.key)
+                await self._say(job, action.reason)
+            case _:
+                assert_never(action)
+
+    async def _act_on_name(self, action: OnName, jobs: dict[JobKey, PoolJob]) -> bool:
         pool = self._pool
         match action:
             case deeds.Point():
@@ -305,6 +340,7 @@ class Reconciler:
             case _:
                 assert_never(action)
         self._complain(action, said)
+        return not said  # what Slurm refuses now is asked again at the next look, and no sooner
 
     async def _launch(self, hosts: Mapping[str, HostReport], jobs: dict[JobKey, PoolJob]) -> bool:
         """Take room for those whose turn it is, and say to the others why they wait."""
@@ -318,9 +354,25 @@ class Reconciler:
                     await self._cancel(jobs[run], action.reason)
                 case _:
                     assert_never(action)
+        if found and self._world is not None:
+            await self._give_names(self._world, jobs)
         for run, why in self._lines.waiting():
             await self._say(jobs[run], why)
         return bool(found)
+
+    async def _give_names(self, world: World, jobs: dict[JobKey, PoolJob]) -> None:
+        """Give names at once to those that have just got room, of whom Slurm would say nothing new."""
+        taken = await asyncio.to_thread(self._lines.taken)
+        places = taken.places(world.look.cluster)
+        self._world = msgspec.structs.replace(world, places=places, begun=self._lines.begun())
+        named = [action for action in decide.plan(self._world) if isinstance(action, deeds.Assign)]
+        await self._act_on_all(named, jobs)
+
+    async def _give_back_job(self, action: deeds.GiveBackJob, job: PoolJob) -> None:
+        self._note(job, "job-requeued", action.reason)
+        self._patience.give_back(job.key)
+        for name in job.job.nodes:  # Slurm requeues no srun, but ends it with its nodes
+            self._complain(action, await self._pool.node(name, "down", action.reason))
 
     async def _seek(self, action: deeds.FindRoom, job: PoolJob) -> None:
         """Let a job stand in line, unless no guests are made for what it asked for."""
@@ -333,30 +385,46 @@ class Reconciler:
 
     async def _cancel(self, job: PoolJob, why: str) -> None:
         await self._say(job, f"cancelled: {why}", what="job-cancelled")
-        self._complain(why, await self._pool.cancel(job.key.job_id))
+        self._complain(why, await self._pool.cancel(job))
 
-    async def _assign(self, action: deeds.Assign) -> None:
-        for name, host in action.hosts:
-            report = self._heard[host].report
-            self._complain(action, await self._pool.assign(name, address=report.address, host_name=host))
-        names = [name for name, _ in action.hosts]
-        self._complain(action, await self._pool.reserve(reservation_name(action.run), action.user, names))
+    async def _assign(self, action: deeds.Assign, job: PoolJob) -> bool:
+        """Point the names at their hosts, reserve them, pin the job and open them; where all went well, tell the hosts.
+
+        What Slurm did not take is found by the next look as what is yet to be done.
+        """
+        names, name, pool = dict(action.hosts), reservation_name(action.run), self._pool
+        addresses = {host: self._heard[host].report.address for host in names.values()}
+        said = await asyncio.gather(
+            *(pool.assign(node, address=addresses[host], host_name=host) for node, host in names.items()),
+            pool.reserve(name, action.user, list(names)),
+        )
+        if said[-1]:  # an administrator keeps the names, perhaps for hours
+            await self._say(job, "waits for node names of the pool that can be reserved; see carrelctld's log")
+        if not any(said):  # a name that is open and not reserved would be anybody's
+            why = "it is reserved for its job"
+            said = await asyncio.gather(pool.pin(job, name), *(pool.node(node, "resume", why) for node in names))
+        for words in said:
+            self._complain(action, words)
+        if not any(said) and self._world is not None:
+            self._world = decide.foreseen(self._world, action)
+            self._publish(self._world)
+        return not any(said)
 
     async def _release(self, action: deeds.Release, job: PoolJob) -> None:
         if action.run.restart:
-            self._complain(action, await self._pool.start_now(action.run.job_id))
-        self._complain(action, await self._pool.release(action.run.job_id))
+            self._complain(action, await self._pool.start_now(job))
+        self._complain(action, await self._pool.release(job))
         self._lines.ready(action.run)
         self._note(job, "job-released", action.reason)
         self._told.pop(action.run, "")
-        await self._pool.tell(action.run.job_id, "")
+        await self._pool.tell(job, "")
 
     async def _say(self, job: PoolJob, text: str, *, what: str = "job-waits") -> None:
         if self._told.get(job.key) == text:
             return
         self._told[job.key] = text
         self._note(job, what, text)
-        self._complain(text, await self._pool.tell(job.key.job_id, text))
+        self._complain(text, await self._pool.tell(job, text))
 
     def _note(self, job: PoolJob, what: str, text: str) -> None:
         _LOG.info("%s: %s job=%d", what, text, job.key.job_id)
@@ -367,6 +435,23 @@ class Reconciler:
     def _complain(self, about: object, said: str) -> None:
         if said:
             _LOG.info("%s: %s", about, said)
+
+
+def _subject(action: Action) -> object:
+    """Return what is to be done in order: all that concerns one run, or one name."""
+    match action:
+        case deeds.Point() | deeds.Open() | deeds.Close() | deeds.PowerDown():
+            return action.node
+        case deeds.Unreserve():
+            return run_of_reservation(action.reservation, "")
+        case _:
+            return msgspec.structs.replace(action.run, cluster="")
+
+
+def _unless_failed(line: list[bool] | BaseException) -> list[bool]:
+    if isinstance(line, BaseException):
+        raise line
+    return line
 
 
 def _now_s() -> float:

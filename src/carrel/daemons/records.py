@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from carrel.model.guest import GuestRequest
-from carrel.model.job import Job, JobKey
+from carrel.model.job import Job
+from carrel.model.sample import OnGuestNode, Series
 from carrel.process import Pid, process_state
 from carrel.sampling.cgroup import JobGroups
 
@@ -86,6 +87,8 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """A run whose samples are not finished yet."""
 
     job: Job
+    node: str = ""
+    """The guest that is the job's node here; empty: this node itself."""
     groups: JobGroups = JobGroups()
     """Where it is counted; its processes may all be gone when the next carreld wants to know."""
     interval_s: float | None = None
@@ -94,6 +97,10 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """What it used is to be printed at the end of its output file."""
     ended: bool = False
     """Only its tables are still to be made."""
+
+    @property
+    def series(self) -> Series:
+        return OnGuestNode(self.job.key, self.node) if self.node else self.job.key
 
 
 class SampledJobs:
@@ -107,10 +114,10 @@ class SampledJobs:
     def put(self, sampled: Sampled) -> None:
         """Keep it; a full disk costs no more than what the next carreld does not know."""
         with contextlib.suppress(OSError):
-            _write(self._directory / str(sampled.job.key), sampled)
+            _write(self._directory / str(sampled.series), sampled)
 
-    def remove(self, run: JobKey) -> None:
-        (self._directory / str(run)).unlink(missing_ok=True)
+    def remove(self, series: Series) -> None:
+        (self._directory / str(series)).unlink(missing_ok=True)
 
     def all(self) -> list[Sampled]:
         found = []

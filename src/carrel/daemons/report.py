@@ -1,13 +1,14 @@
 """Telling carrelctld how this node is: best effort, never in anybody's way.
 
 Each report is the whole state, so only the latest counts and a lost one costs nothing. Events wait, bounded,
-until a report with them was taken.
+until a report with them was taken; a controller that has started anew is told the last ones once more.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -52,6 +53,8 @@ class Reporter:
         self._period_s = period_s
         self._answered = answered
         self._events: list[Event] = []
+        self._told: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self._listener = ""
         self._due = asyncio.Event()
         self._failures = 0
 
@@ -86,8 +89,9 @@ class Reporter:
         try:
             report = msgspec.structs.replace(await self._look(), events=events, sent_s=time.time())
             body = msgspec.json.encode(report)
-            answer = transport.decoded(await transport.request(self._controller, "POST", "/v1/reports", body))
-            self._answered(msgspec.convert(answer or {}, ReportAnswer))  # one of an older release says nothing
+            said = transport.decoded(await transport.request(self._controller, "POST", "/v1/reports", body))
+            answer = msgspec.convert(said or {}, ReportAnswer)  # one of an older release says nothing
+            self._answered(answer)
         except CarrelError as error:
             if not self._failures:
                 _LOG.warning("not reported, trying again: %s", error)
@@ -101,6 +105,12 @@ class Reporter:
             # Events told meanwhile stay; of those sent, some may have been dropped already.
             with contextlib.suppress(ValueError):
                 self._events.remove(event)
+        self._told.extend(events)
+        if self._listener not in {"", answer.controller}:
+            self._events = [*self._told, *self._events]
+            self._told.clear()
+            self._due.set()
+        self._listener = answer.controller
         return True
 
     def _back_off_s(self) -> float:

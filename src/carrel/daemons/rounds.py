@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -37,15 +38,20 @@ class Rounds:
     def __init__(self, bank: Bank, slurm: Slurm) -> None:
         """Know nothing yet."""
         self._bank, self._slurm = bank, slurm
-        self.teller = Teller(bank.ledger)
+        self.teller = Teller(bank.ledger, Path(bank.settings.dir) / "parked.json")
         self.settling = Settling(bank, slurm, self.teller)
         self._refused_s: dict[Name, float] = {}
         self._priced: dict[int, tuple[object, ...]] = {}
         """By lien: what was last priced, so that only a change is priced again."""
-        self.short: dict[int, str] = {}
-        """By lien: runs that may need more than what could be set aside."""
-        self.uncovered: dict[int, str] = {}
-        """By job id: those without a lien, and why."""
+        self._uncovered: dict[int, str] = {}
+        """By job id: those without a lien, and why; a look that comes back to them says it again."""
+        self._short: list[str] = []
+
+    def waiting(self) -> list[str]:
+        """Return what a person should look at: what is owed, what has no lien, what may need more than it has."""
+        owed = [f"{one.what}: {one.why}" for one in self.teller.parked()]
+        bare = [f"job {job_id} has no lien: {why}" for job_id, why in self._uncovered.items()]
+        return [*owed, *bare, *(f"run {run} may need more than could be set aside" for run in self._short)]
 
     async def round(self) -> None:
         """Look, decide, act.
@@ -57,6 +63,7 @@ class Rounds:
         seen = await queue.look(self._slurm, cluster=name)
         # After the look: whatever job it shows was placed before.
         folio = Folio(await asyncio.to_thread(runs.open_liens, store, cluster=name))
+        self._short = [lien.run or lien.token for lien in folio.open.values() if "short" in lien.flags]
         strange = [run for run in seen if not (run.waiting_tasks or (run.over and self.settling.done(run)))]
         await self.settling.recall(strange, folio)
         living = [run for run in seen if not run.over]
@@ -67,10 +74,9 @@ class Rounds:
         self._priced = {number: what for number, what in self._priced.items() if number in folio.open}
         alive = {(run.key.job_id, run.key.submit_s) for run in living}
         self._refused_s = {run: when for run, when in self._refused_s.items() if run in alive}
-        self.uncovered = {
-            job_id: why for job_id, why in self.uncovered.items() if job_id in {each for each, _ in alive}
-        }
-        self.short = {number: run for number, run in self.short.items() if number in folio.open}
+        ids = {job_id for job_id, _ in alive}
+        self._uncovered = {job_id: why for job_id, why in self._uncovered.items() if job_id in ids}
+        self.teller.keep()
 
     async def _place(self, living: Sequence[Seen], folio: Folio) -> None:
         """Set money aside for what went past the counter: submitted in silence, requeued, moved to another account."""
@@ -85,10 +91,10 @@ class Rounds:
                 return
             if lien is not None:
                 folio.give(run, lien)
-                self.uncovered.pop(run.key.job_id, None)
+                self._uncovered.pop(run.key.job_id, None)
                 continue
             self._refused_s[run.key.job_id, run.key.submit_s] = time.monotonic()
-            self.uncovered[run.key.job_id] = why
+            self._uncovered[run.key.job_id] = why
             _LOG.warning("job %d has no lien: %s", run.key.job_id, why)
             if run.state == "pending" and self._bank.settings.uncovered == "hold":
                 await self._bank.slurm.hold(run.key.job_id, mark_of(run.token or "none", held=True, before=run.mark))
@@ -126,9 +132,7 @@ class Rounds:
                 continue
             due = await self._changed(run, lien)
             commands += billing.go_on(run, lien, due, ref=lien.run or folio.ref(run), stamp=self._bank.stamp())
-        for command, answer in zip(commands, await self.teller.do(commands), strict=True):
-            if isinstance(answer, Receipt) and "short" in answer.flags:
-                self.short[answer.lien] = getattr(command, "run", "")
+        await self.teller.do(commands)
 
     async def _changed(self, run: Seen, lien: LienView) -> Due | None:
         """Return what a run may need at most; None: as much as when it was last priced, or nobody can tell."""

@@ -5,6 +5,7 @@ Where there is no slurmdbd, slurmctld's own memory of ended jobs (``MinJobAge``)
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +18,7 @@ from carrel.core.billing import CHARGED, Due
 from carrel.core.folio import Folio, Name, name_of
 from carrel.daemons.banking import Bank
 from carrel.daemons.teller import Teller
-from carrel.model.ledger import AnyCommand, Correct, LienView
+from carrel.model.ledger import AnyCommand, Correct, LienView, Refund
 from carrel.model.price import NoPrice
 from carrel.model.run import Seen, Used
 from carrel.slurm import accounting
@@ -61,9 +62,8 @@ class Settling:
         missing = [lien for lien in folio.open.values() if lien.run and name_of(lien.run) not in here]
         idle = _idle_arrays(seen, folio)
         records = await self._records(ended, missing, idle, seen)
-        for line in records.broken:
-            self._teller.park(line, "sacct's line cannot be read")
         await self.charge(records.ended, folio)
+        self._unreadable(records)
         await self._teller.do(self._leftover(idle, ended))
         await self._teller.do(self._gone(missing, records))
 
@@ -80,29 +80,25 @@ class Settling:
         ended = list(ended)
         await self.recall([used for used in ended if (used.job_id, used.submit_s) not in self._done], folio)
         plans: list[tuple[Name, tuple[AnyCommand, ...]]] = []
+        owed, unpaid = self._teller.owed(), set[Name]()
         for used in ended:
             name = (used.job_id, used.submit_s)
             lien = folio.of(used)
             if name in self._done or self._not_ours(used, lien):
                 self._done.add(name)
             elif due := self._due(used):
-                charged = lien is not None and lien.state in CHARGED
-                if lien is None:
-                    await self._bank.know(used.account or self._bank.settings.default_account)
-                plans.append(
-                    (
-                        name,
-                        await self._correction(used, lien, due)
-                        if lien is not None and charged
-                        else self._commands(used, lien, due, folio),
-                    )
-                )
+                plans.append((name, await self._plan(used, lien, due, folio, again=name in owed)))
+            else:
+                unpaid.add(name)
         answers = await self._teller.do([command for _, commands in plans for command in commands])
         at = 0
         for name, commands in plans:
             if self._teller.all_done(answers[at : at + len(commands)]):
                 self._done.add(name)
+            else:
+                unpaid.add(name)
             at += len(commands)
+        self._teller.paid({(used.job_id, used.submit_s) for used in ended} - unpaid)
         return sum(1 for _, commands in plans if commands)
 
     async def reconcile(self, from_s: int) -> Reconciled:
@@ -112,9 +108,12 @@ class Settling:
             UnreachableError: slurmdbd or the ledger did not answer.
         """
         records = await accounting.since(self._slurm, from_s)
-        found = Reconciled(from_s=from_s, parked=len(records.broken))
-        for line in records.broken:
-            self._teller.park(line, "sacct's line cannot be read")
+        here = {used.job_id for used in records.ended}
+        if late_ids := {job_id for job_id, _ in self._teller.owed()} - here:
+            more = await accounting.of_jobs(self._slurm, late_ids)
+            records.ended.extend(more.ended)
+            records.broken.extend(more.broken)
+        found = Reconciled(from_s=from_s)
         name, store = self._bank.cluster_name, self._bank.ledger.store
         folio = Folio(await asyncio.to_thread(runs.open_liens, store, cluster=name))
         await self.recall(records.ended, folio)
@@ -125,7 +124,25 @@ class Settling:
         names = {(used.job_id, used.submit_s) for used in known}
         late = [used for used in records.ended if (used.job_id, used.submit_s) not in names]
         found.created = await self.charge(late, folio)
+        self._unreadable(records)
+        found.parked = len(self._teller.owed())
         return found
+
+    def _unreadable(self, records: Records) -> None:
+        """Park lines whose job can be told; of such a line no submission is known, and 0 stands for it."""
+        jobs = {line: int(job[1]) if (job := _JOB.match(line)) else 0 for line in records.broken}
+        for line, job_id in jobs.items():
+            self._teller.park(line, "sacct's line cannot be read", run=(job_id, 0))
+        self._teller.paid({(used.job_id, 0) for used in records.ended if used.job_id not in jobs.values()})
+
+    async def _afterwards(self, used: Used, lien: LienView, due: Due) -> tuple[AnyCommand, ...]:
+        """Return what a run that was charged still needs: a correction, or the refund that a kill came before."""
+        if commands := await self._correction(used, lien, due):
+            return commands
+        if lien.state != "settled" or lien.charged_micro_su != due.amount_micro_su:
+            return ()
+        rules = self._bank.settings.refund_percent
+        return billing.given_back(used, due, rules, cluster=self._bank.cluster_name, ref=lien.run)
 
     async def _correction(self, used: Used, lien: LienView, due: Due) -> tuple[AnyCommand, ...]:
         """Return what charges anew a run of which more is known now than when it was charged.
@@ -190,10 +207,15 @@ class Settling:
         elapsed_s = min(following.key.submit_s - last.start_s, last.elapsed_s + _SLACK_S)
         return msgspec.structs.replace(used, state="REQUEUED", end_s=following.key.submit_s, elapsed_s=elapsed_s)
 
-    def _commands(self, used: Used, lien: LienView | None, due: Due, folio: Folio) -> tuple[AnyCommand, ...]:
-        if not used.account:
-            used = msgspec.structs.replace(used, account=self._bank.settings.default_account)
-        return billing.end(
+    async def _plan(
+        self, used: Used, lien: LienView | None, due: Due, folio: Folio, *, again: bool
+    ) -> tuple[AnyCommand, ...]:
+        if lien is not None and lien.state in CHARGED:
+            return await self._afterwards(used, lien, due)
+        used = msgspec.structs.replace(used, account=used.account or self._bank.settings.default_account)
+        if lien is None:
+            await self._bank.know(used.account)
+        commands = billing.end(
             used,
             lien,
             due,
@@ -201,11 +223,20 @@ class Settling:
             cluster=self._bank.cluster_name,
             ref=lien.run if lien is not None and lien.run else folio.ref(used),
         )
+        if not again:
+            return commands
+        # The ledger remembers a refusal under its key. A run is charged once whatever the keys, but refunds add up.
+        stamp = self._bank.stamp()
+        return tuple(
+            command if isinstance(command, Refund) else msgspec.structs.replace(command, key=f"{command.key}/{stamp}")
+            for command in commands
+        )
 
     def _due(self, used: Used) -> Due | None:
         due = billing.charge(used, book=self._bank.book)
         if isinstance(due, NoPrice):
-            self._teller.park(f"job {used.job_id}", due.reason)
+            name = used.job_id, used.submit_s
+            self._teller.park(f"run {used.job_id}.{used.submit_s}", due.reason, run=name)
             return None
         return due
 
@@ -238,6 +269,7 @@ class Settling:
         return found
 
 
+_JOB = re.compile(r"(?:job )?(\d+)\b")
 _SLACK_S = 5
 """A run that was seen went on for this long at most before the next look."""
 

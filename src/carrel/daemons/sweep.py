@@ -59,7 +59,7 @@ class Sweep:
             if guest.console:
                 console.bound(Path(guest.console), limit_bytes)
         self._follow_suspensions(guests)
-        self._node.metrics.look_at([guest for guest in guests if guest.per != "node"])
+        self._node.metrics.look_at(guests)
         for name in set(self._node.inside.guests()) - {guest.name for guest in guests}:
             self._node.inside.forget(name)
         await self._ask_slurm(guests)

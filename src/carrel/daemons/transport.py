@@ -6,13 +6,15 @@ carreld imports no HTTP library: it is small, and on every node.
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from carrel.config import Controller
 from carrel.daemons import munge
 from carrel.errors import CarrelError, NotFoundError, RefusedError, UnreachableError, UsageError
+
+_T = TypeVar("_T")
 
 ANSWER_MAX_BYTES = 64 * 2**20
 DEFAULT_TIMEOUT_S = 5.0
@@ -94,7 +96,10 @@ async def request(
 def decoded(answer: Answer) -> object:
     """Return the JSON of an answer, or raise the error that it describes."""
     if answer.status < 300:
-        return msgspec.json.decode(answer.body) if answer.body else None
+        try:
+            return msgspec.json.decode(answer.body) if answer.body else None
+        except msgspec.DecodeError as error:
+            raise _not_understood("carrelctld", error) from error
     try:
         sentence = str(msgspec.json.decode(answer.body)["error"])
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -109,6 +114,25 @@ def decoded(answer: Answer) -> object:
         503: UnreachableError,
     }
     raise kinds.get(answer.status, CarrelError)(sentence)
+
+
+def converted(value: object, kind: type[_T], *, whose: str = "carrelctld") -> _T:
+    """Return what a daemon answered as a struct of ours.
+
+    Raises:
+        UnreachableError: it is none, as while one of two releases is being installed: nothing is known.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _not_understood(whose, error) from error
+
+
+def _not_understood(whose: str, error: msgspec.MsgspecError) -> UnreachableError:
+    said = str(error).replace("`", "")
+    return UnreachableError(
+        f"{whose} answered what we do not understand ({said}); is it of another release? restart it"
+    )
 
 
 def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:

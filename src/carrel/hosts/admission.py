@@ -3,7 +3,8 @@
 The calls block for as long as a transaction or the command takes: a daemon makes them in a thread.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from random import SystemRandom
 
@@ -15,22 +16,21 @@ from carrel.hosts.table import HostTable
 from carrel.model.host import Answer, Demand, Here, Host
 
 
-def _anywhere(_: str) -> bool:
-    return True
-
-
 class Admission:
     """The hosts of a site, as its settings have them used."""
 
     def __init__(self, settings: Placement) -> None:
         """Open nothing yet."""
-        self.table = HostTable(settings.path)
+        sort = functools.partial(
+            placement.Hosts, policy=settings.policy, overcommit=settings.overcommit, random=SystemRandom()
+        )
+        self.table = HostTable(settings.path, sort)
         self._settings = settings
-        self._random = SystemRandom()
+        self._sort = sort
         self._list = SharedList(Path(settings.addresses.list)) if settings.addresses.list else None
 
     def take(
-        self, run: str, demand: Demand, *, without: Collection[str] = (), only: Callable[[str], bool] = _anywhere
+        self, run: str, demand: Demand, *, without: Collection[str] = (), only: Callable[[str], bool] | None = None
     ) -> Answer:
         """Return where the guests of a run go, and take the places; a second call returns the same ones.
 
@@ -38,18 +38,22 @@ class Admission:
             run: Its name.
             demand: What it asks for.
             without: Hosts that get no guest now.
-            only: Whether a host could ever carry such a guest; of the others not even *never* depends.
+            only: Whether a host could ever carry such a guest; not even *never* depends on others. None: each could.
 
         Raises:
             RefusedError: the run was admitted with other guests.
             UnreachableError: the table cannot be read or written.
         """
 
-        def among(hosts: Sequence[Host]) -> list[Host]:
-            return [host for host in hosts if only(host.name)]
+        def among(hosts: Iterable[Host]) -> list[Host]:
+            return [host for host in hosts if only is None or only(host.name)]
+
+        def place(hosts: placement.Hosts) -> Answer:
+            mine = hosts if only is None else self._sort(among(hosts))  # to sort is what takes long
+            return mine.place(demand, without=without)
 
         if not self._settings.command:
-            return self.table.take(run, demand, lambda hosts: self._place(demand, without, among(hosts)))
+            return self.table.take(run, demand, place)
         # Nobody waits for a command within a transaction, so its answer is compared with what the hosts have by then.
         taken = self.table.places(run)
         answer: Answer = Here(tuple(place.host for place in taken))
@@ -100,11 +104,11 @@ class Admission:
     def query(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where such guests would go now, and take nothing."""
         if not self._settings.command:
-            return self._place(demand, without, self.table.hosts())
+            return self._sort(self.table.hosts()).place(demand, without=without)
         answer = self._ask("", demand, without, self.table.hosts())
         return self._confirm(demand, without, answer, self.table.hosts()) if isinstance(answer, Here) else answer
 
-    def _ask(self, run: str, demand: Demand, without: Collection[str], hosts: Sequence[Host]) -> Answer:
+    def _ask(self, run: str, demand: Demand, without: Collection[str], hosts: Iterable[Host]) -> Answer:
         return external.ask(
             self._settings.command,
             run,
@@ -115,17 +119,7 @@ class Admission:
             timeout_s=self._settings.command_timeout_s,
         )
 
-    def _place(self, demand: Demand, without: Collection[str], hosts: Sequence[Host]) -> Answer:
-        return placement.place(
-            hosts,
-            demand,
-            policy=self._settings.policy,
-            overcommit=self._settings.overcommit,
-            without=without,
-            random=self._random,
-        )
-
-    def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Sequence[Host]) -> Answer:
+    def _confirm(self, demand: Demand, without: Collection[str], here: Here, hosts: Iterable[Host]) -> Answer:
         return placement.confirm(hosts, demand, here, overcommit=self._settings.overcommit, without=without)
 
 

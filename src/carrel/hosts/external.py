@@ -4,7 +4,7 @@ The question goes to its standard input and the answer comes from its standard o
 ``docs/reference/hosts.md``). A command that dies, says nothing or takes too long has told nothing: the job waits.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -28,14 +28,16 @@ def ask(
     command: Sequence[str],
     run: str,
     demand: Demand,
-    hosts: Sequence[Host],
+    hosts: Iterable[Host],
     *,
     overcommit: Overcommit,
     without: Collection[str],
     timeout_s: float,
 ) -> Answer:
     """Return what the command says, not yet compared with what the hosts have."""
-    question = Question(run=run, demand=demand, hosts=hosts, overcommit=overcommit, without=tuple(sorted(without)))
+    question = Question(
+        run=run, demand=demand, hosts=tuple(hosts), overcommit=overcommit, without=tuple(sorted(without))
+    )
     try:
         said = process.run(command, stdin=msgspec.json.encode(question).decode(), timeout_s=timeout_s)
     except (CarrelError, OSError) as error:

@@ -2,7 +2,8 @@
 
 To ask where a run goes and to take the place is one transaction, so that two askers never get the last place both, and
 whoever is killed has taken all places of a run or none. What is used of a host is the sum over its places: it is
-stored nowhere, so it cannot drift from them.
+stored nowhere, so it cannot drift from them. What a process keeps in memory, sorted for the site's policy, follows its
+own transactions and is thrown away when SQLite tells of another's, or when one of its own fails.
 
 A place is named by its run and the number of its guest. Taken again, it is the same place; given back again, nothing.
 """
@@ -10,12 +11,13 @@ A place is named by its run and the number of its guest. Taken again, it is the 
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from carrel.core.placement import Hosts
 from carrel.errors import NotFoundError, RefusedError, UnreachableError
 from carrel.model.host import Answer, Demand, Here, Host
 
@@ -89,16 +91,21 @@ class HostTable:
     Every method raises ``UnreachableError`` where the file cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open nothing yet."""
+    def __init__(self, path: Path, sort: Callable[[Iterable[Host]], Hosts] = Hosts) -> None:
+        """Open nothing yet. ``sort`` prepares the hosts for whoever chooses among them."""
         self._path = path
+        self._sort = sort
         self._lock = threading.Lock()
         self._opened: sqlite3.Connection | None = None
+        self._sorted: Hosts | None = None
+        """The hosts as the last transaction left them; None: to be read anew."""
+        self._others = 0
+        """SQLite's number of other connections' commits, as of then."""
 
     def hosts(self) -> list[Host]:
         """Return all hosts, in the order in which they were added."""
         with self._transaction("DEFERRED") as db:
-            return _hosts(db)
+            return list(self._hosts(db))
 
     def reporting(self) -> frozenset[str]:
         """Return the hosts of whom their carreld tells what they have."""
@@ -108,6 +115,7 @@ class HostTable:
     def put(self, facts: Iterable[Facts]) -> None:
         """Add hosts, or change what is known of them; whoever is drained stays so."""
         with self._transaction() as db:
+            self._sorted = None
             for one in facts:
                 if one.cpus < 1 or one.memory_bytes < 1:
                     raise RefusedError(
@@ -131,6 +139,7 @@ class HostTable:
             RefusedError: it carries guests.
         """
         with self._transaction() as db:
+            self._sorted = None
             (guests,) = db.execute("SELECT count(*) FROM place WHERE host = ?", (name,)).fetchone()
             if guests:
                 raise RefusedError(f"host {name!r} carries {guests} guests; first: carrel host drain {name}")
@@ -153,10 +162,10 @@ class HostTable:
         """
         self._set_drained(name, drained=False, reason="")
 
-    def take(self, run: str, demand: Demand, choose: Callable[[Sequence[Host]], Answer]) -> Answer:
+    def take(self, run: str, demand: Demand, choose: Callable[[Hosts], Answer]) -> Answer:
         """Take places for the guests of a run where ``choose`` says; one that has them keeps them.
 
-        ``choose`` is called within the transaction, so it decides and does nothing.
+        ``choose`` is called within the transaction, so it decides and does nothing: it leaves the hosts as they are.
 
         Raises:
             RefusedError: the run has taken places of another size: an admitted job does not grow.
@@ -168,12 +177,15 @@ class HostTable:
                 if sizes != [(demand.cpus, demand.memory_bytes)] * demand.count:
                     raise RefusedError(f"run {run} was admitted with other guests than {demand}; submit a new job")
                 return Here(tuple(place.host for place in mine))
-            answer = choose(_hosts(db))
+            hosts = self._hosts(db)
+            answer = choose(hosts)
             if isinstance(answer, Here):
                 db.executemany(
                     "INSERT INTO place (run, guest, host, cpus, memory_bytes) VALUES (?, ?, ?, ?, ?)",
                     [(run, guest, host, demand.cpus, demand.memory_bytes) for guest, host in enumerate(answer.hosts)],
                 )
+                for host in answer.hosts:
+                    hosts.take(host, cpus=demand.cpus, memory_bytes=demand.memory_bytes)
             return answer
 
     def take_addresses(self, run: str, count: int, pool: Iterable[str]) -> tuple[str, ...] | None:
@@ -194,7 +206,7 @@ class HostTable:
     def give_back(self, run: str) -> None:
         """Return all places and addresses of a run. It may have none."""
         with self._transaction() as db:
-            _forget(db, run)
+            self._forget(db, run)
 
     def places(self, run: str | None = None) -> list[Place]:
         """Return what is taken, by this run or by all, the oldest first."""
@@ -216,7 +228,7 @@ class HostTable:
             query = "SELECT run, max(number) FROM place GROUP BY run HAVING max(number) <= ? ORDER BY 2"
             dead = [run for run, _ in db.execute(query, (before,)).fetchall() if run not in live]
             for run in dead:
-                _forget(db, run)
+                self._forget(db, run)
             # A run takes its places first, so that an address without any is nobody's.
             db.execute("DELETE FROM address WHERE run NOT IN (SELECT run FROM place)")
             return dead
@@ -226,13 +238,26 @@ class HostTable:
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
-                self._opened = None
+                self._opened = self._sorted = None
 
     def _set_drained(self, name: str, *, drained: bool, reason: str) -> None:
         with self._transaction() as db:
+            self._sorted = None
             words = (drained, reason, name)
             if not db.execute("UPDATE host SET drained = ?, reason = ? WHERE name = ?", words).rowcount:
                 raise _no_host(name)
+
+    def _hosts(self, db: sqlite3.Connection) -> Hosts:
+        if self._sorted is None:
+            self._sorted = self._sort(_hosts(db))
+        return self._sorted
+
+    def _forget(self, db: sqlite3.Connection, run: str) -> None:
+        if self._sorted is not None:
+            for place in _places(db, run):
+                self._sorted.take(place.host, cpus=-place.cpus, memory_bytes=-place.memory_bytes)
+        for table in ("place", "address"):
+            db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))  # noqa: S608  # our own names
 
     @contextlib.contextmanager
     def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
@@ -242,13 +267,23 @@ class HostTable:
                 db = self._opened = self._opened or self._open()
                 db.execute(f"BEGIN {kind}")
                 try:
+                    self._notice_others(db)
                     yield db
                     db.execute("COMMIT")
+                except BaseException:
+                    self._sorted = None
+                    raise
                 finally:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
         except (sqlite3.DatabaseError, OSError) as error:
             raise UnreachableError(f"{self._path}: {error}; is it writable, and is the disk not full?") from error
+
+    def _notice_others(self, db: sqlite3.Connection) -> None:
+        """Forget what was sorted before another process, or another thread's table, has written."""
+        (others,) = db.execute("PRAGMA data_version").fetchone()
+        if others != self._others:
+            self._others, self._sorted = others, None
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -316,11 +351,6 @@ def _places(db: sqlite3.Connection, run: str | None) -> list[Place]:
         Place(run=of, guest=guest, host=host, cpus=cpus, memory_bytes=memory_bytes, address=address)
         for of, guest, host, cpus, memory_bytes, address in db.execute(query, (run,))
     ]
-
-
-def _forget(db: sqlite3.Connection, run: str) -> None:
-    for table in ("place", "address"):
-        db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))  # noqa: S608  # our own names
 
 
 def _no_host(name: str) -> NotFoundError:

@@ -52,13 +52,18 @@ def mirrors(targets: str, *, suite: str) -> list[str]:
 
     >>> mirrors("Packages|Debian|trixie-security|http://m/security|trixie-security|main", suite="bookworm")
     ['deb http://m/security bookworm-security main']
+
+    Sid is mended in place, and has nothing beside it:
+
+    >>> mirrors("Packages|Debian|trixie-security|http://m/security|trixie-security|main", suite="sid")
+    []
     """
     lines = []
     for target in targets.splitlines():
         created_by, origin, codename, uri, release, component = target.split("|")
         if created_by != "Packages" or origin != "Debian" or component != "main":
             continue
-        if "backports" in release or "proposed" in release:
+        if "backports" in release or "proposed" in release or (suite == "sid" and "-" in release):
             continue
         line = f"deb {uri.rstrip('/')} {release.replace(codename.split('-')[0], suite)} main"
         if line not in lines:

@@ -5,6 +5,7 @@ could differ from it.
 """
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -39,12 +40,38 @@ class PoolJob(msgspec.Struct, frozen=True, kw_only=True):
     waits_for_others: bool = False
     """It depends on jobs that have not ended."""
     started_s: float | None = None
+    begins_s: float = 0.0
+    """Its owner lets it begin no sooner; 0: at any time."""
+    tasks: tuple[int, ...] = ()
+    """Tasks of an array that Slurm keeps as this one job as long as they wait; empty: it is a job by itself."""
+    at_once: int = 0
+    """How many tasks of its array its owner lets run at the same time (``%``); 0: all."""
     wish: Wish | None = None
     """None: nobody noted any, so the job did not come through ``job_submit.lua``."""
 
     @property
     def key(self) -> JobKey:
         return self.job.key
+
+    @property
+    def name(self) -> str:
+        """Return how Slurm's commands name this, and nothing else: to them an array's id means all of its tasks."""
+        if len(self.tasks) > 1:
+            return f"{self.job.array_job_id}_[{_ranges(self.tasks)}]"
+        return self.one
+
+    @property
+    def one(self) -> str:
+        """Return how Slurm's questions name this; of several tasks, the first."""
+        if self.job.array_task_id is None:
+            return str(self.key.job_id)
+        return f"{self.job.array_job_id}_{self.job.array_task_id}"
+
+    @property
+    def starting(self) -> bool:
+        """Tell whether it has its nodes and has not begun on them. 22.05 calls it running while its prolog does not."""
+        word = self.job.slurm_state
+        return word == "CONFIGURING" or (word == "RUNNING" and self.reason == "Prolog")
 
     @property
     def alive(self) -> bool:
@@ -104,6 +131,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[PoolJob, ...]
     nodes: dict[str, PoolNode]
     reservations: dict[str, Reservation]
+    partition_state: str = "UP"
+    """``UP``; ``DOWN`` or ``INACTIVE``: no job starts; ``DRAIN``: none is accepted."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +146,21 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     address: str = ""
     """From the site's pool of addresses, for its guest."""
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as Slurm writes them.
+
+    >>> _ranges([0, 1, 2, 5, 7, 8])
+    '0-2,5,7-8'
+    """
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def reservation_name(run: JobKey) -> str:

@@ -66,5 +66,7 @@ class SamplingWish(msgspec.Struct, frozen=True, kw_only=True):
 class ReportAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller answers to a report."""
 
+    controller: str = ""
+    """Which one answers: another word after each of its starts, since it has forgotten what it was told before."""
     sampling: tuple[SamplingWish, ...] = ()
     """The same ones for some minutes: each is granted once."""

@@ -36,13 +36,18 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """Without the time that it was suspended."""
     placed: bool = False
     """It has, or had, nodes."""
+    tasks: int = 1
     mark: str = ""
     """What ``job_submit.lua`` left in its admin_comment."""
 
     @property
     def token(self) -> str:
-        """What its lien was placed under at submit; empty: it went past us."""
-        return token_of(self.mark)
+        """What its lien was placed under at submit; empty: it went past us.
+
+        A job that was taken in silence does not name the number of its guests, where each task has one.
+        """
+        token = token_of(self.mark)
+        return f"{token}{self.tasks}" if token.endswith(f".{GUEST_PER_TASK}") else token
 
     @property
     def held_for_us(self) -> bool:
@@ -101,12 +106,12 @@ def token_of(mark: str) -> str:
 
 
 def guests_of(token: str, *, nodes: int) -> int:
-    """Return how many guests a job has by its token: one for each node, or for each task.
+    """Return how many guests a job has by its token: one for each node, or for each task, if that number is known.
 
-    >>> guests_of("5fe9.g", nodes=2), guests_of("5fe9.t8", nodes=2), guests_of("5fe9", nodes=2)
-    (2, 8, 0)
+    >>> [guests_of(token, nodes=2) for token in ("5fe9.g", "5fe9.t8", "5fe9.t", "5fe9")]
+    [2, 8, 2, 0]
     """
     _, _, kind = token.partition(".")
-    if kind == GUEST_PER_NODE:
+    if kind in {GUEST_PER_NODE, GUEST_PER_TASK}:
         return nodes
     return int(kind[1:]) if kind[:1] == GUEST_PER_TASK and kind[1:].isdigit() else 0

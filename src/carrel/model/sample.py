@@ -3,15 +3,30 @@
 A value is absent, never 0, where it could not be read.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from carrel.model.job import Job
+from carrel.model.job import Job, JobKey
 
 Kind = Literal["counter", "gauge"]
 View = Literal["host", "guest"]
 """Who looked: the node from outside, or the guest from inside."""
+
+
+class OnGuestNode(NamedTuple):
+    """A run on a guest that is a Slurm node: its host may carry several guests of one run."""
+
+    run: JobKey
+    node: str
+
+    def __str__(self) -> str:
+        """Return it as it stands in file names."""
+        return f"{self.run}.{self.node}"
+
+
+Series = JobKey | OnGuestNode
+"""What a sampler samples: a run on its own node, or on a guest that is one."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -50,7 +65,10 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that a reader of the numbers should know."""
 
     time_us: int
-    what: Literal["start", "end", "gap", "interval", "degraded", "restored", "failed", "clock", "cgroup", "tags"]
+    what: Literal[
+        "start", "end", "gap", "interval", "degraded", "restored", "failed", "clock", "cgroup", "tags", "older"
+    ]
+    """``older``: what is counted was there before the job, so the job's are the increases since the first row."""
     text: str
     from_us: int = 0
     """Of a gap: the last sample before it."""

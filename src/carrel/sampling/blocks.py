@@ -11,6 +11,7 @@ from typing import Protocol
 from carrel.model.sample import Schema
 
 _LARGEST = 2**64 - 1
+_PAGE_BYTES = 4096
 _AS_BEFORE = 2**32 - 1
 _DIGITS = b"0" + b"1" * 255
 _NUMBERS = itertools.count(1)
@@ -201,7 +202,7 @@ def read_all(descriptor: int) -> bytes:
 
     It gives what fits its own buffer, so a short read is not the end: only an empty one is.
     """
-    data = os.pread(descriptor, 1 << 16, 0)
+    data = os.pread(descriptor, _PAGE_BYTES, 0)  # most files fit: to make room for 64 KiB takes as long as to read one
     if len(data) < 1024:  # smaller than any record that its buffer of a page could have had no room for
         return data
     parts = [data]

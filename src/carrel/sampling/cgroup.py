@@ -52,10 +52,23 @@ class JobGroups(msgspec.Struct, frozen=True, kw_only=True):
         return JobGroups(unified=self.unified or other.unified, v1={**other.v1, **self.v1})
 
 
-def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
+def _job_part(path: str) -> str | None:
+    parts = path.rstrip("/").split("/")
+    for at, part in enumerate(parts):
+        if part.startswith("step_") and at > 1:
+            return "/".join(parts[:at])
+    return None
+
+
+def of_process(pid: int, *, proc: Path = Path("/proc"), part: Callable[[str], str | None] = _job_part) -> JobGroups:
     """Return the groups of the job that a process belongs to.
 
     A process that is in no step's group has none: its own may be that of a whole service, or of the node.
+
+    Args:
+        pid: The process.
+        proc: Where processes are.
+        part: Returns which part of a group's path is the job's; None: the job has no group there.
 
     Raises:
         OSError: the process is gone.
@@ -64,7 +77,7 @@ def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     unified, v1 = "", {}
     for line in (proc / str(pid) / "cgroup").read_text(errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
-        job = _job_part(path)
+        job = part(path)
         if job is None:
             continue
         for controller in controllers.split(","):
@@ -78,12 +91,20 @@ def of_process(pid: int, *, proc: Path = Path("/proc")) -> JobGroups:
     return JobGroups(unified=unified, v1=v1)
 
 
-def _job_part(path: str) -> str | None:
-    parts = path.rstrip("/").split("/")
-    for at, part in enumerate(parts):
-        if part.startswith("step_") and at > 1:
-            return "/".join(parts[:at])
-    return None
+def of_guest_node(pid: int, node: str) -> JobGroups:
+    """Return the groups of a guest that is a Slurm node, its tasks' among them; ``pid`` is its process.
+
+    carreld has made them: the guest is there before its job. None where it has made none.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    return of_process(pid, part=lambda path: _guest_node_part(path, node))
+
+
+def _guest_node_part(path: str, node: str) -> str | None:
+    top, _, last = path.rpartition("/")
+    return top if last == "carrel" and top.endswith(f"/slurm_{node}") else None
 
 
 def _mounts(proc: Path) -> dict[str, str]:
@@ -106,7 +127,7 @@ Extract = Callable[[bytes], Sequence[int]]
 class _File:
     """One open file of a group and the columns that it gives."""
 
-    __slots__ = ("close", "columns", "data", "extract", "path")
+    __slots__ = ("_before", "_data", "_extract", "_values", "close", "columns", "path")
 
     def __init__(self, path: Path, columns: Sequence[Column], extract: Extract, opened: Opener) -> None:
         """Open it and read it once: a controller may be there and answer nothing.
@@ -117,13 +138,27 @@ class _File:
         """
         self.path = path
         self.columns = tuple(columns)
-        self.extract = extract
-        self.data, self.close = opened(path)
+        self._extract = extract
+        self._data, self.close = opened(path)
+        self._before = b""
+        self._values: Sequence[int] = ()
         try:
-            extract(self.data())
+            self.read()
         except (OSError, ValueError, KeyError, IndexError):
             self.close()
             raise
+
+    def read(self) -> Sequence[int]:
+        """Return the values of the columns.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it does not say what it should.
+        """
+        data = self._data()
+        if data != self._before:  # of a job's files, few change between two samples
+            self._values, self._before = self._extract(data), data
+        return self._values
 
 
 class GroupSource:
@@ -160,7 +195,7 @@ class GroupSource:
     def read(self) -> list[Block]:
         values: list[int] = []
         for file in self._files:
-            values += file.extract(file.data())
+            values += file.read()
         if self._carries:
             values = list(map(int.__add__, values, self._adds))
         if self._used:

@@ -35,6 +35,7 @@ class SampledJob:
         """
         self.job = job
         self.folder = folder
+        self.node = node
         self.stem = stem(node, view)
         for end in FINISHED:
             if self._exists(self.stem + end):

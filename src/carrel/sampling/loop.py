@@ -24,7 +24,7 @@ from carrel.config import Metrics
 from carrel.core import schedule
 from carrel.errors import CarrelError, NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
-from carrel.model.sample import SamplerStatus, View
+from carrel.model.sample import OnGuestNode, SamplerStatus, Series, View
 from carrel.sampling import cgroup, gpu, node
 from carrel.sampling.blocks import Block, Reading, Source
 from carrel.sampling.folder import JobFolder
@@ -91,7 +91,7 @@ class Sampler:
             found = node.sources(slow_period_s=settings.slow_period_s)
         self._node = [_State(source) for source in found]
         self._gpus = gpu.Watcher()
-        self._jobs: dict[JobKey, SampledJob] = {}
+        self._jobs: dict[Series, SampledJob] = {}
         self._commands: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
@@ -122,6 +122,20 @@ class Sampler:
         """
         return self._ask(lambda: self._add(job, pid, interval_s))
 
+    def carry(
+        self, job: Job, node: str, groups: cgroup.JobGroups, *, pid: int, interval_s: float | None = None
+    ) -> "Future[Path]":
+        """Sample a job on a guest that is a Slurm node and that this node carries; see ``add``.
+
+        Args:
+            job: The run; its CPUs and memory are those that it has on that guest.
+            node: The guest's name.
+            groups: Where the guest is counted, with the tasks that are in it; see ``cgroup.of_guest_node``.
+            pid: The guest's process; 0: it is gone, and its groups still hold all that it used.
+            interval_s: Time between two samples; by default the site's.
+        """
+        return self._ask(lambda: self._carry(job, node, groups, pid, interval_s))
+
     def attach(self, run: JobKey, pid: int) -> "Future[cgroup.JobGroups]":
         """Count what the groups of this process count; the answer is all groups that are counted for the job now.
 
@@ -134,19 +148,19 @@ class Sampler:
         """Count what these groups count, as an earlier sampler of this node did: their processes may all be gone."""
         return self._ask(lambda: self._attach(self._job(run), groups, 0))
 
-    def attach_guest(self, run: JobKey, pid: int) -> "Future[None]":
+    def attach_guest(self, run: Series, pid: int) -> "Future[None]":
         """Look from outside at the CPUs of a guest of this job, whose process this is."""
         return self._ask(lambda: self._job(run).outside().add(pid))
 
-    def guest_disks(self, run: JobKey, guest: str, counters: Mapping[str, int]) -> "Future[None]":
+    def guest_disks(self, run: Series, guest: str, counters: Mapping[str, int]) -> "Future[None]":
         """Take what the disks of a guest of this job did so far; names are those of ``outside.DISK_NAMES``."""
         return self._ask(lambda: self._job(run).outside().tell(guest, counters))
 
-    def describe(self, job: Job) -> "Future[None]":
-        """Keep what is better known of a job now: its name, account and limits."""
-        return self._ask(lambda: self._describe(self._job(job.key), job))
+    def describe(self, job: Job, *, node: str = "") -> "Future[None]":
+        """Keep what is better known of a job now: its name, account and limits; ``node``: the guest that it is on."""
+        return self._ask(lambda: self._describe(self._job(_series(job, node)), job))
 
-    def interval(self, run: JobKey, seconds: float) -> "Future[None]":
+    def interval(self, run: Series, seconds: float) -> "Future[None]":
         """Sample a running job this often from now on.
 
         The answer fails with:
@@ -155,7 +169,7 @@ class Sampler:
         """
         return self._ask(lambda: self._change_interval(self._job(run), seconds))
 
-    def sample(self, run: JobKey) -> "Future[None]":
+    def sample(self, run: Series) -> "Future[None]":
         """Take one more sample now; the answer comes when it is taken, and not yet on the disk.
 
         The answer fails with:
@@ -163,7 +177,7 @@ class Sampler:
         """
         return self._ask(lambda: self._sample([self._job(run)], forced=True))
 
-    def remove(self, run: JobKey) -> "Future[JobFolder]":
+    def remove(self, run: Series) -> "Future[JobFolder]":
         """Take the last sample; the answer, which the caller must close, comes when it is on the disk.
 
         The answer fails with:
@@ -174,8 +188,12 @@ class Sampler:
         return answer
 
     def runs(self) -> tuple[JobKey, ...]:
-        """Return what is being sampled."""
-        return tuple(self._jobs)
+        """Return what is being sampled of this node's own jobs."""
+        return tuple(run for run in tuple(self._jobs) if isinstance(run, JobKey))
+
+    def samples(self, run: Series) -> bool:
+        """Say whether it is being sampled."""
+        return run in self._jobs
 
     def status(self) -> SamplerStatus:
         """Return how the sampler is doing; costs are those of late."""
@@ -248,7 +266,7 @@ class Sampler:
             self._wake.notify()
         return answer
 
-    def _job(self, run: JobKey) -> SampledJob:
+    def _job(self, run: Series) -> SampledJob:
         if run not in self._jobs:
             raise NotFoundError(f"job {run} is not being sampled on {self._name}; has it ended?")
         return self._jobs[run]
@@ -258,6 +276,32 @@ class Sampler:
             if pid:
                 self._attach(self._jobs[job.key], cgroup.of_process(pid), pid)
             return self._jobs[job.key].folder.path
+        made = self._made(job, self._name, interval_s)
+        self._jobs[job.key] = made
+        if self._inside:
+            with contextlib.suppress(OSError):  # it has gone, and says so itself
+                processes = GuestProcesses(self._inside, period_s=self._settings.process_period_s)
+                made.attach_inside(job_source(self._inside), processes)
+        self._watch_gpus(made, 0)
+        if pid:
+            with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
+                self._attach(made, cgroup.of_process(pid), pid)
+        self._sample([made], forced=True)
+        return made.folder.path
+
+    def _carry(self, job: Job, node: str, groups: cgroup.JobGroups, pid: int, interval_s: float | None) -> Path:
+        series = OnGuestNode(job.key, node)
+        if series not in self._jobs:
+            self._jobs[series] = made = self._made(job, node, interval_s)
+            made.say("older", "the guest was there before its job: what it used until then is not the job's", _now_us())
+            made.attach(groups, pid=pid, process_period_s=self._settings.process_period_s)
+            if pid:
+                made.outside().add(pid)
+            self._sample([made], forced=True)
+        return self._jobs[series].folder.path
+
+    def _made(self, job: Job, node: str, interval_s: float | None) -> SampledJob:
+        """Return a job whose segment is open and known to all who care."""
         interval_us = self._interval_us(interval_s or self._settings.period_s)
         user, own_gid = _owner(job)
         gid = self._readers(own_gid)
@@ -265,23 +309,13 @@ class Sampler:
         now_us = _now_us()
         try:
             known = msgspec.structs.replace(job, user=user, gid=own_gid)
-            made = SampledJob(known, folder, node=self._name, view=self._view, interval_us=interval_us, now_us=now_us)
+            made = SampledJob(known, folder, node=node, view=self._view, interval_us=interval_us, now_us=now_us)
         except BaseException:
             folder.close()
             raise
-        if self._inside:
-            with contextlib.suppress(OSError):  # it has gone, and says so itself
-                processes = GuestProcesses(self._inside, period_s=self._settings.process_period_s)
-                made.attach_inside(job_source(self._inside), processes)
-        self._jobs[job.key] = made
         self._enlist(made)
         self._syncer.watch(made.writer)
-        self._watch_gpus(made, 0)
-        if pid:
-            with contextlib.suppress(OSError):  # it has ended meanwhile; another one will be attached
-                self._attach(made, cgroup.of_process(pid), pid)
-        self._sample([made], forced=True)
-        return folder.path
+        return made
 
     def _describe(self, sampled: SampledJob, job: Job) -> None:
         sampled.describe(job, _now_us())
@@ -291,7 +325,7 @@ class Sampler:
         """Have the sinks take it; files come first, and a sink that misses a job is counted."""
         if self._spool is not None:
             try:
-                self._spool.enlist(job.job, job.folder, node=self._name, view=self._view, since_us=_now_us())
+                self._spool.enlist(job.job, job.folder, node=job.node, view=self._view, since_us=_now_us())
             except OSError as error:
                 self._failed("spool", error)
 
@@ -323,7 +357,7 @@ class Sampler:
         job.change_interval(self._interval_us(seconds), now_us)
         job.say("interval", f"sampled every {seconds:g} s from now on", now_us)
 
-    def _remove(self, run: JobKey, answer: "Future[JobFolder]") -> None:
+    def _remove(self, run: Series, answer: "Future[JobFolder]") -> None:
         job = self._job(run)
         self._sample([job], forced=True)
         del self._jobs[run]
@@ -432,6 +466,10 @@ class Sampler:
     def _failed(self, what: str, error: Exception) -> None:
         self._failures[what] += 1
         self._last_failure = f"{what}: {error}"
+
+
+def _series(job: Job, node: str) -> Series:
+    return OnGuestNode(job.key, node) if node else job.key
 
 
 def _now_us() -> int:

@@ -45,7 +45,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        return self._names("h", self.spec.hosts)
+        return self._names(self.spec.host_prefix, self.spec.hosts)
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str = ""
     """What node names start with; empty: ``c``, or with proctrack ``cgroup`` a word of this sandbox alone,
     because Slurm names its cgroups after nodes and a machine has only one cgroup tree."""
+    host_prefix: str = "h"
+    """What names of hosts start with."""
     users: tuple[str, ...] = ()
     """Users of the account ``demo`` besides root (slurmdbd only)."""
     enforce: str = ""

@@ -63,11 +63,11 @@ _GPUS = re.compile(r"\bgpu(?::[^:,()]+)?(?::\d+)?\(IDX:([\d,-]+)\)")
 class SlurmClient:
     """``ports.Scheduler`` on a real Slurm, seen from ``node``, or from the whole cluster where that is None."""
 
-    def __init__(self, slurm: Slurm, node: str | None = None) -> None:
-        """Ask nothing yet: Slurm may come up after us."""
+    def __init__(self, slurm: Slurm, node: str | None = None, *, cluster: str = "") -> None:
+        """Ask nothing yet: Slurm may come up after us. The cluster's name is asked for where it is not given."""
         self._slurm = slurm
         self._node = node
-        self._cluster = ""
+        self._cluster = cluster
 
     async def jobs(self) -> Sequence[Job]:
         """Return the jobs that Slurm has not finished with: pending to completing; on this node, where one is given.

@@ -19,7 +19,17 @@ from carrel.slurm.facts import tres
 
 _FIELDS = (
     *("JobID", "ArrayJobID", "ArrayTaskID", "UserName", "State", "RestartCnt", "SubmitTime", "StartTime", "EndTime"),
-    *("TimeUsed", "TimeLimit", "Partition", "QOS", "tres-alloc", "PriorityLong", "NodeList", "admin_comment"),
+    *(
+        "TimeUsed",
+        "TimeLimit",
+        "Partition",
+        "QOS",
+        "tres-alloc",
+        "PriorityLong",
+        "NodeList",
+        "NumTasks",
+        "admin_comment",
+    ),
     "Account",
 )
 _ANSWER_TIMEOUT_S = 10.0
@@ -78,6 +88,7 @@ def _seen(row: Sequence[str], cluster: str) -> Seen:
         end_s=_epoch(field["EndTime"]) if begun else 0,
         elapsed_s=client.seconds(field["TimeUsed"]) or 0,
         placed=field["NodeList"] not in {"", "(null)"},
+        tasks=int(field["NumTasks"]) if field["NumTasks"].isdigit() else 1,
         mark=field["admin_comment"].replace("(null)", ""),
     )
 

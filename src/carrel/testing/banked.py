@@ -46,10 +46,10 @@ class Banked:
         """Give the sandbox these prices; by default those it has: 1 SU everywhere."""
         self.box = box
         self.settings = config.load(box.layout.carrel_conf)
-        self._rates = {"main": "1", **(rates or {})}
+        self.rates = {"main": "1", **(rates or {})}
         if rates:
             lists = "".join(
-                f"[version.partition.{name}]\nrates = {{ cpu = {rate} }}\n" for name, rate in self._rates.items()
+                f"[version.partition.{name}]\nrates = {{ cpu = {rate} }}\n" for name, rate in self.rates.items()
             )
             new = box.layout.etc / "prices.new"
             new.write_text(f'[[version]]\nname = "test"\nvalid_from = 2020-01-01\n{lists}')
@@ -140,7 +140,7 @@ class Banked:
         ]
 
     def price(self, run: Record) -> int:
-        exact = Fraction(self._rates[run.partition]) * run.cpus * run.elapsed_s * _MICRO / 3600
+        exact = Fraction(self.rates[run.partition]) * run.cpus * run.elapsed_s * _MICRO / 3600
         return int(exact + Fraction(1, 2))
 
 

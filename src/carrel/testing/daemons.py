@@ -87,6 +87,11 @@ class ControllerProcess:
         )
         wait_for(self._answers, "carrelctld answers")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> int:
         """End it with SIGTERM and return its exit status; it has ``STOP_TIMEOUT_S``."""
         assert self._process is not None

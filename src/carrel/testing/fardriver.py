@@ -12,6 +12,7 @@ import msgspec
 
 from carrel.errors import NodeFaultError, UnreachableError
 from carrel.model.guest import Guest, GuestRequest, GuestSpec
+from carrel.model.job import JobKey
 from carrel.model.template import Recipe
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Hypervisor:
         """Have none yet."""
         self.guests: dict[str, Guest] = {}
         self.away = False
-        self.lost = 0
-        """Machines that vanished by nobody's order."""
+        self.lost: dict[str, JobKey | None] = {}
+        """Runs by the names of their guests, which vanished or went off by nobody's order; Slurm may not know yet."""
         self._site = site
         self._numbers = 0
 
@@ -74,10 +75,12 @@ class Hypervisor:
     def lose(self, host: str) -> None:
         """Have the machines of a host switched off, or gone for good."""
         for name, guest in list(self.guests.items()):
-            if guest.node == host and self._site.random.random() < 1 / 2:
+            if guest.node != host:
+                continue
+            self.lost[guest.host_name] = guest.run
+            if self._site.random.random() < 1 / 2:
                 del self.guests[name]
-                self.lost += 1
-            elif guest.node == host and guest.state == "ready":
+            elif guest.state == "ready":
                 self.guests[name] = msgspec.structs.replace(guest, state="down", reason="somebody switched it off")
 
 

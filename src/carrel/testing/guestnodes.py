@@ -57,6 +57,7 @@ class Site:
             trouble: What goes wrong.
             seed: Of all chance.
         """
+        self._loop = asyncio.get_running_loop()
         self.settings = settings
         self.trouble = trouble
         self.random = random.Random(seed)  # noqa: S311  # chance that can be repeated is what is wanted
@@ -73,8 +74,8 @@ class Site:
         self._questions: set[asyncio.Task[Orders]] = set()
 
     def now_s(self) -> float:
-        """Return the time as Slurm and the controller tell it."""
-        return EPOCH_S + asyncio.get_running_loop().time()
+        """Return the time as Slurm and the controller tell it, in whatever thread."""
+        return EPOCH_S + self._loop.time()
 
     async def pause(self, most_s: float) -> None:
         """Take some of this time."""
@@ -168,6 +169,8 @@ class SimulatedHost:
         self.guests: dict[str, GuestNode] = {}
         """What there is of guests, whatever is known of them."""
         self._site = site
+        self.lost: dict[str, JobKey] = {}
+        """Runs by the names of their guests, which were ready and died of themselves; Slurm may not know yet."""
         self.cpus = cpus
         self._sizes: dict[str, int] = {}
         """CPUs of each guest."""
@@ -189,6 +192,7 @@ class SimulatedHost:
             for task in (self._work, *self._making.values()):
                 task.cancel()
         self._work = None
+        self._lose([name for name, guest in self.guests.items() if guest.state == "ready"])
         for part in (self.guests, self._orders, self._making):
             part.clear()
 
@@ -202,7 +206,12 @@ class SimulatedHost:
         """End one that is ready, if there is any."""
         ready = [name for name, guest in self.guests.items() if guest.state == "ready"]
         if ready:
-            self._put(self._site.random.choice(ready), state="failed", reason="its qemu was killed")
+            name = self._site.random.choice(ready)
+            self._lose([name])
+            self._put(name, state="failed", reason="its qemu was killed")
+
+    def _lose(self, names: list[str]) -> None:
+        self.lost.update({name: self.guests[name].run for name in names})
 
     async def _follow(self) -> None:
         digest = ""
@@ -269,6 +278,7 @@ class SimulatedHost:
     async def _unmake(self, name: str) -> None:
         await asyncio.sleep(self._site.random.uniform(0.05, 2.0))
         self.guests.pop(name, None)
+        self.lost.pop(name, None)
         self._changed.set()
 
     def _put(self, name: str, **words: Any) -> None:

@@ -84,28 +84,28 @@ class Slurm(SlurmPool):
     async def living(self) -> frozenset[int]:
         return frozenset(job_id for job_id, each in self.jobs.items() if each.job.alive)
 
-    async def hold(self, job_id: int) -> str:
-        return await self._change(lambda: self._waits(job_id, "held", "JobHeldAdmin"))
+    async def hold(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._waits(job.key.job_id, "held", "JobHeldAdmin"))
 
-    async def release(self, job_id: int) -> str:
-        return await self._change(lambda: self._waits(job_id, "pending", "None"))
+    async def release(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._waits(job.key.job_id, "pending", "None"))
 
-    async def start_now(self, job_id: int) -> str:
-        return await self._change(lambda: self._set(job_id, started_s=self._site.now_s()))
+    async def start_now(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._set(job.key.job_id, started_s=self._site.now_s()))
 
-    async def cancel(self, job_id: int) -> str:
-        return await self._change(lambda: self._ends(job_id, "CANCELLED"))
+    async def cancel(self, job: PoolJob) -> str:
+        return await self._change(lambda: self._ends(job.key.job_id, "CANCELLED"))
 
-    async def tell(self, job_id: int, text: str) -> str:
+    async def tell(self, job: PoolJob, text: str) -> str:
         def say() -> None:
-            self.jobs[job_id].comment = text
+            self.jobs[job.key.job_id].comment = text
 
         return await self._change(say)
 
-    async def pin(self, job_id: int, reservation: str) -> str:
+    async def pin(self, job: PoolJob, reservation: str) -> str:
         def set_it() -> None:
             if not reservation or reservation in self.reservations:
-                self._set(job_id, reservation=reservation)
+                self._set(job.key.job_id, reservation=reservation)
 
         return await self._change(set_it)
 
@@ -202,12 +202,11 @@ class Slurm(SlurmPool):
             return
         job = each.job.job
         for name in names:
-            at = [guest for host in self._site.hosts.values() for on, guest in host.guests.items() if on == name]
-            far = {guest.run for guest in self._site.hypervisor.guests.values() if guest.host_name == name}
-            lost = self._site.hypervisor.lost > 0  # and perhaps this one, in the moment before
-            if far | {guest.run for guest in at} != {job.key} and not (lost and not far):
-                self._site.wrong.append(f"{job.key} began on {name}, where {at} is, and {far}")
-            if len(at) > 1 or any(guest.state != "ready" for guest in at):
+            hosts, far = self._site.hosts.values(), self._site.hypervisor
+            at = [(guest.run, guest.state) for host in hosts for on, guest in host.guests.items() if on == name]
+            at += [(guest.run, guest.state) for guest in far.guests.values() if guest.host_name == name]
+            lost = [far.lost.get(name), *(host.lost.get(name) for host in hosts)]
+            if at != [(job.key, "ready")] and job.key not in lost:
                 self._site.wrong.append(f"{job.key} began on {name}, where {at} is")
             self._words(name, (set(self.nodes[name].state) - {"IDLE"}) | {"MIXED"})
         each.job = msgspec.structs.replace(

@@ -123,6 +123,26 @@ class Teller:
         assert found is not None
         return found
 
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.ledger.store.reading() as session:
+            return [tuple(row) for row in session.rows(sql, *values)]
+
+    def legs(self, run: str) -> list[tuple[Any, ...]]:
+        """Return allocation, open, charged, refunded of each leg of a run's lien, in order."""
+        return self.rows(
+            "SELECT a.name, g.open, g.charged, g.refunded FROM leg AS g JOIN allocation AS a ON a.id = g.allocation "
+            "JOIN lien AS l ON l.id = g.lien WHERE l.run_ref = %s ORDER BY g.position",
+            f"{CLUSTER}/{run}",
+        )
+
+    def journal(self) -> list[tuple[Any, ...]]:
+        """Return kind, lien and flags of each transaction."""
+        return self.rows("SELECT kind, lien, flags FROM txn ORDER BY seq")
+
+    def moves(self) -> list[tuple[Any, ...]]:
+        """Return account and amount of each entry of the last transaction."""
+        return self.rows("SELECT account, amount FROM entry WHERE seq = (SELECT max(seq) FROM txn) ORDER BY account")
+
     def picture(self) -> list[Any]:
         store = self.ledger.store
         return [queries.balances(store), queries.budgets(store), queries.liens(store), queries.statement(store)]

@@ -178,10 +178,13 @@ class QemuDriver:
         record = directory.read()
         if record is None:
             return Guest(name=directory.name, node=self._context.node, driver=NAME, state="down")
-        spec, pids, ended = record.spec, directory.pids(), directory.end()
+        spec, pids = record.spec, directory.pids()
         qemu = pids.get("qemu")
+        # The guard writes why, a moment after QEMU went: looked at in this order, its word is never missed.
+        all_gone = qemu is not None and not any(pid.alive for pid in pids.values())
+        ended = directory.end()
         state, reason = "starting", ""
-        if ended or (qemu and not qemu.alive):
+        if ended or all_gone:
             state = "down"
             reason = record.failure or (ended[1] if ended else "qemu is gone, and its guard with it")
         elif record.ready_s is not None:
