@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from carrel.config import Addresses, Config, GuestNodes, Launches, Placement
+from carrel.config import Addresses, Config, GuestLogs, GuestNodes, Guests, Launches, Placement
 from carrel.model.host import Demand, Here
+from carrel.testing.fardriver import SILENT_S
 from carrel.testing.guestnodes import Site, Trouble
 from carrel.testing.guestslurm import MIB
 from carrel.testing.virtualtime import VirtualLoop
@@ -27,6 +29,15 @@ def site(tmp_path: Path, trouble: Trouble, *, seed: int = 0, addresses: Addresse
             addresses=addresses or Addresses(),
         ),
     )
+    return Site(settings, hosts=HOSTS, names=60, trouble=trouble, seed=seed)
+
+
+def far_site(tmp_path: Path, trouble: Trouble, *, seed: int) -> Site:
+    """Return a site whose hosts carry no carreld, with a slurmd inside each guest."""
+    near = site(tmp_path, trouble, seed=seed).settings
+    nodes = GuestNodes(remote={"far": "h[1-6]"}, host_silent_s=10.0, join_max_s=30.0)
+    guests = Guests(driver="far", logs=GuestLogs(dir=str(tmp_path / "logs")))
+    settings = msgspec.structs.replace(near, guest_nodes=nodes, guests=guests)
     return Site(settings, hosts=HOSTS, names=60, trouble=trouble, seed=seed)
 
 
@@ -74,6 +85,49 @@ def test_a_hundred_launches_among_failures_all_end_and_leave_nothing(tmp_path: P
         await of.end()
 
     in_virtual_time(work)
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [(0, True), *(pytest.param(seed, kills, marks=pytest.mark.fuzz) for seed in (1, 2) for kills in (False, True))],
+)
+def test_guests_made_from_the_controller_all_end_and_leave_nothing_too(
+    tmp_path: Path, seed: int, *, kills: bool
+) -> None:
+    async def work() -> None:
+        of = far_site(tmp_path, Trouble(clone_fails=0.2, clone_slow=0.1), seed=seed)
+        of.begin()
+        jobs = [
+            of.slurm.submit(cpus=of.random.randint(1, 4), nodes=of.random.choice((1, 1, 1, 2)), runs_s=20)
+            for _ in range(JOBS // 4)
+        ]
+        troubles = asyncio.ensure_future(_far_troubles(of, kills=kills))
+        assert await until(lambda: troubles.done() and all(over(of, job) for job in jobs), END_S), [
+            of.slurm.jobs[job] for job in jobs if not over(of, job)
+        ]
+        for job in jobs:
+            if not of.slurm.ended(job):
+                await of.slurm.cancel(job)
+        assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
+        assert of.wrong == []
+        await of.end()
+
+    in_virtual_time(work)
+
+
+async def _far_troubles(of: Site, *, kills: bool) -> None:
+    """Have machines vanish or be switched off, their hypervisor go away, and the controller be killed."""
+    for _ in range(20):
+        await asyncio.sleep(of.random.uniform(0.2, 8.0))
+        match of.random.randrange(3):
+            case 0:
+                of.hypervisor.lose(of.random.choice(list(of.hosts)))
+            case 1:
+                of.hypervisor.away = True
+                await asyncio.sleep(of.random.uniform(0.5, 2 * SILENT_S))
+                of.hypervisor.away = False
+        if kills:
+            await of.kill_controller(away_s=of.random.uniform(0, 3))
 
 
 async def _troubles(of: Site, *, kills: bool) -> None:

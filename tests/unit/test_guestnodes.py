@@ -208,8 +208,8 @@ def test_a_name_whose_slurmd_renamed_its_host_is_where_its_runs_guest_is_carried
     assert kinds(ready(nodes=(renamed,))) == ["Release"]
     assert [order.node for order in decide.orders(ready(nodes=(renamed,)), "h1")] == ["v1"]
     assert decide.orders(ready(nodes=(renamed,)), "h2") == ()
-    assert "Unreserve" in kinds(ready(nodes=(renamed,), guests={"h1": (guest(run=NEXT_RUN),)}))
-    assert "Unreserve" in kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),)))
+    assert kinds(ready(nodes=(renamed,), guests={"h1": (guest(run=NEXT_RUN),)})) == ["Pin", "Close"]
+    assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),))) == ["Pin", "Close"]
 
 
 def test_a_released_job_that_waits_for_the_scheduler_is_left_alone() -> None:
@@ -489,3 +489,83 @@ def test_names_on_a_host_that_fell_silent_are_given_back_before_the_guest_begins
     pointed = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h3")
     found = world(PINNED, nodes=(pointed,), places=(place("h3"),), reserved={RUN: ("v1",)})
     assert kinds(found) == ["Pin", "Close"]
+
+
+# -- a slurmd inside its guest ---------------------------------------------------------------------------------------
+
+
+def far(of: World, *, address: str = "10.9.0.7") -> World:
+    """Return the same world, with a slurmd inside each guest; the guests have this address."""
+    hosts = {
+        name: msgspec.structs.replace(
+            report,
+            address="",
+            slurmd="guest",
+            guests=tuple(msgspec.structs.replace(guest, joined=False, address=address) for guest in report.guests),
+        )
+        for name, report in of.hosts.items()
+    }
+    return msgspec.structs.replace(of, hosts=hosts)
+
+
+INSIDE = msgspec.structs.replace(OPEN, address="10.9.0.7", port=7001)
+
+
+def test_a_guest_with_its_slurmd_inside_is_ordered_when_its_name_is_open() -> None:
+    closed = node("v1", on="h1")
+    assert decide.orders(far(ready(nodes=(closed,), guests={})), "h1") == ()
+    (order,) = decide.orders(far(ready(nodes=(INSIDE,), guests={})), "h1")
+    assert (order.node, order.port, order.join, order.started) == ("v1", 7001, True, False)
+    assert decide.orders(far(ready(nodes=(INSIDE,), guests={})), "h2") == ()
+
+
+def test_it_is_told_the_address_of_the_pool_and_the_ports_of_its_jobs_other_nodes() -> None:
+    pinned = msgspec.structs.replace(PINNED, nodes=2)
+    places = tuple(msgspec.structs.replace(place(), address=address) for address in ("10.9.0.1", "10.9.0.2"))
+    names = (INSIDE, msgspec.structs.replace(INSIDE, name="v2", port=7002))
+    of = far(world(pinned, nodes=names, places=places, reserved={RUN: ("v1", "v2")}))
+    first, second = decide.orders(of, "h1")
+    assert (first.address, first.peers) == ("10.9.0.1", (("v2", 7002),))
+    assert (second.address, second.peers) == ("10.9.0.2", (("v1", 7001),))
+
+
+def test_its_name_is_pointed_at_the_address_that_it_got_and_the_job_is_not_released_before() -> None:
+    elsewhere = msgspec.structs.replace(INSIDE, address="10.9.0.99")
+    (action,) = decide.plan(far(ready(nodes=(elsewhere,))))
+    assert action == deeds.Point("v1", "10.9.0.7", "its guest has this address")
+    assert kinds(far(ready(nodes=(elsewhere,)), address="")) == []
+    assert kinds(far(ready(nodes=(INSIDE,)))) == ["Release"]
+
+
+def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_lost() -> None:
+    running = msgspec.structs.replace(job("RUNNING", on=("v1",)), reservation=reservation_name(RUN))
+    (order,) = decide.orders(far(world(running, nodes=(INSIDE,), places=(place(),), reserved={RUN: ("v1",)})), "h1")
+    assert order.started
+
+
+# -- a slurmd that does not come -------------------------------------------------------------------------------------
+
+
+def judge(of: World, guest: GuestNode) -> GuestNode:
+    report = msgspec.structs.replace(of.hosts["h1"], guests=(guest,))
+    (found,) = decide.judged(of.look, {"h1": report}, now_s=NOW_S, limits=Limits(join_max_s=60))["h1"].guests
+    return found
+
+
+def test_a_guest_whose_slurmd_does_not_come_in_time_has_failed() -> None:
+    asleep = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1")
+    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
+    found = judge(ready(nodes=(asleep,)), late)
+    assert (found.state, found.reason) == (
+        "failed",
+        "guest v1: its slurmd did not come within 60 s (guest_nodes.join_max_s) after it was ready",
+    )
+    in_time = msgspec.structs.replace(guest(), ready_s=NOW_S - 59)
+    assert judge(ready(nodes=(asleep,)), in_time) == in_time
+
+
+def test_a_guest_has_not_failed_whose_slurmd_came_or_could_not_come_yet_or_whose_job_runs() -> None:
+    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
+    running = world(job("RUNNING", on=("v1",)), nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"),))
+    for of in (ready(), ready(nodes=(node("v1", on="h1"),)), running):
+        assert judge(of, late) == late

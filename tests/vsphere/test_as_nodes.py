@@ -124,7 +124,7 @@ def carrel_conf(where: Path, port: int, certificates: Certificates) -> str:
     """Return what a site with a vCenter has in its carrel.toml."""
     return f"""
 [guest_nodes]
-join_max_s = 6.0
+join_max_s = 4.0
 host_silent_s = 6.0
 hosts = ""
 remote = {{vsphere = "DC0_C0_H[0-1]"}}
@@ -132,6 +132,7 @@ remote = {{vsphere = "DC0_C0_H[0-1]"}}
 [placement.launches]
 attempts = 2
 backoff_s = 0.2
+rate = {{full = 1000, linked = 1000}}
 
 [placement.addresses]
 static = ["127.77.0.10-127.77.0.40"]
@@ -174,14 +175,11 @@ def _nothing_is_left(site: Site) -> Iterator[None]:
         assert cpus <= CPUS, f"{host} carried {cpus} CPUs of guests"
 
 
-@pytest.mark.parametrize("kind", ["linked", "dhcp"])
-def test_a_job_runs_in_a_machine_that_is_its_own_node_and_both_are_gone_afterwards(
-    site: Site, user: User, kind: str
-) -> None:
-    if kind == "dhcp" and not own_address():
+def test_a_job_runs_in_a_machine_that_is_its_own_node_and_both_are_gone_afterwards(site: Site, user: User) -> None:
+    if not own_address():
         pytest.skip("this machine has loopback addresses only, and such a one is no guest's own")
     script = "#!/bin/sh\ncat /proc/1/comm\nid -un\necho $SLURMD_NODENAME\nsrun echo a step\n"
-    job_id, place = submit(site.box, script, *OPTIONS, f"--guest={kind}", "--guest-driver=vsphere", user=user)
+    job_id, place = submit(site.box, script, *OPTIONS, "--guest=dhcp", "--guest-driver=vsphere", user=user)
     assert await_end(site.box, job_id) == "COMPLETED", site.events(job_id)
     first, who, name, step = (place / "out").read_text().splitlines()
     assert (first, who, step) == ("slurmd", user.name, "a step"), "it ran outside of its guest"
@@ -200,7 +198,7 @@ def test_a_job_of_several_nodes_gets_several_machines(site: Site, user: User) ->
 
 
 def test_a_burst_beyond_what_the_hosts_carry_runs_to_its_end_and_never_above_it(site: Site, user: User) -> None:
-    jobs = [submit(site.box, "#!/bin/sh\nsleep 1\n", *OPTIONS, user=user)[0] for _ in range(6)]
+    jobs = [submit(site.box, "#!/bin/sh\nsleep 1\n", *OPTIONS, "--guest=linked", user=user)[0] for _ in range(6)]
     wait_for(lambda: any("no room for 1 CPU" in site.of_job(job_id, "%k") for job_id in jobs))
     assert {await_end(site.box, job_id) for job_id in jobs} == {"COMPLETED"}
     assert sum(site.systems.most.values()) == 2 * CPUS, "two hosts of two CPUs carry four guests of one"
@@ -212,9 +210,8 @@ def test_a_burst_beyond_what_the_hosts_carry_runs_to_its_end_and_never_above_it(
         (("--guest=strange",), "nobody has said that users cannot become root in guests of strange"),
         (("--guest-root",), "root in a guest that is a node could read the munge key"),
         (("--guest=nosuch",), "no guest template 'nosuch'"),
-        (("--cpus-per-task=3",), "3 CPUs and 32 MiB fit no host"),
     ],
-    ids=["untrusted image", "root for the user", "no such image", "larger than any of its hosts"],
+    ids=["untrusted image", "root for the user", "no such image"],
 )
 def test_a_request_that_may_have_no_guest_is_cancelled_with_the_sentence_and_nothing_is_cloned(
     site: Site, user: User, options: tuple[str, ...], sentence: str
@@ -256,14 +253,14 @@ def test_a_guest_whose_slurmd_never_registers_is_given_back_and_the_job_waits_wi
 ) -> None:
     job_id, _ = submit(site.box, "#!/bin/sh\ntrue\n", *OPTIONS, "--guest=mute", user=user)
     wait_for(lambda: "no guest after 2 attempts" in site.of_job(job_id, "%k"))
-    assert "its slurmd did not come within 6 s (guest_nodes.join_max_s)" in site.of_job(job_id, "%k")
+    assert "its slurmd did not come within 4 s (guest_nodes.join_max_s)" in site.of_job(job_id, "%k")
     wait_for(lambda: not site.rooms(), WAIT_S)
     assert site.of_job(job_id, "%r") == "JobHeldAdmin"
     site.box.run(["scancel", str(job_id)])
 
 
 def test_while_vcenter_is_away_jobs_wait_with_the_reason_and_those_that_run_go_on(site: Site, user: User) -> None:
-    running, _ = submit(site.box, "#!/bin/sh\nsleep 8\n", *OPTIONS, user=user)
+    running, _ = submit(site.box, "#!/bin/sh\nsleep 6\n", *OPTIONS, user=user)
     wait_for(lambda: site.of_job(running, "%T") == "RUNNING")
     site.vcenter.gone = True
     why = "vCenter 127.0.0.1 did not answer"
@@ -298,10 +295,3 @@ def test_a_controller_that_is_killed_at_each_of_its_deeds_finishes_every_job_wit
     wait_for(lambda: not site.machines(), WAIT_S)
     assert kills == list(DEEDS)
     assert len(site.vcenter.bodies("CloneVM_Task")) == clones + 1
-
-
-def test_a_controller_that_is_killed_again_and_again_finishes_every_job(site: Site, user: User) -> None:
-    jobs = [submit(site.box, "#!/bin/sh\nsleep 1\n", *OPTIONS, user=user)[0] for _ in range(3)]
-    for _ in range(6):
-        site.restart_controller()
-    assert {await_end(site.box, job_id) for job_id in jobs} == {"COMPLETED"}

@@ -6,8 +6,8 @@ asked anew at once when something changes here. While carrelctld is away, all st
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
 from carrel.errors import CarrelError, UnreachableError
 from carrel.model.guestnode import GuestNode, NodeOrder, Orders
@@ -18,6 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 Ask = Callable[[tuple[GuestNode, ...], str], Awaitable[Orders]]
 """Say what is carried, under the orders of this digest, and get those in force."""
+
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Carriable(Protocol):
@@ -53,7 +56,15 @@ _C = TypeVar("_C", bound=Carriable)
 class Carrier(Generic[_C]):
     """The guests of one host."""
 
-    def __init__(self, host: str, *, ask: Ask, make: Callable[[NodeOrder], _C], adopted: dict[str, _C]) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        ask: Ask,
+        make: Callable[[NodeOrder], _C],
+        adopted: dict[str, _C],
+        spawn: Spawn = asyncio.ensure_future,
+    ) -> None:
         """Ask nobody yet.
 
         Args:
@@ -61,6 +72,7 @@ class Carrier(Generic[_C]):
             ask: The controller.
             make: Describes a guest; ``begin`` makes it.
             adopted: What is there already, by name.
+            spawn: Begins what goes on beside the caller.
         """
         self.carried = adopted
         self.changed = asyncio.Event()
@@ -68,6 +80,7 @@ class Carrier(Generic[_C]):
         self._host = host
         self._ask = ask
         self._make = make
+        self._spawn = spawn
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._told: tuple[GuestNode, ...] | None = None
         self._digest = ""
@@ -127,7 +140,7 @@ class Carrier(Generic[_C]):
             if order and order.run == carried.order.run:
                 carried.update(order)
             else:
-                self._leaving[name] = asyncio.ensure_future(self._unmake(carried))
+                self._leaving[name] = self._spawn(self._unmake(carried))
         for name, order in wanted.items():
             if name not in self.carried:
                 self.carried[name] = self._make(order)
@@ -138,9 +151,11 @@ class Carrier(Generic[_C]):
             await carried.unmake()
         except UnreachableError as error:  # the orders of the next answer try again
             _LOG.warning("node %s is not gone yet: %s", carried.name, error)
+            await asyncio.sleep(RETRY_S)
             self._digest = ""
         except Exception:  # noqa: BLE001  # they do so whatever it was
             _LOG.exception("node %s is not gone yet", carried.name)
+            await asyncio.sleep(RETRY_S)
             self._digest = ""
         else:
             del self.carried[carried.name]

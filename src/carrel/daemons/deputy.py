@@ -7,9 +7,9 @@ that cannot tell what there is makes its hosts silent, with the reason, and noth
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 from carrel.config import Config
 from carrel.core.guestconf import ClusterFacts, cluster_facts
@@ -40,7 +40,16 @@ Exchange = Callable[[HostReport, str], Awaitable[Orders]]
 class Deputy:
     """The hosts of one driver."""
 
-    def __init__(self, name: str, hosts: str, settings: Config, *, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        hosts: str,
+        settings: Config,
+        *,
+        tell: Callable[[Event], None],
+        driver: RemoteDriver | None = None,
+        slurm: SlurmClient | None = None,
+    ) -> None:
         """Reach nobody yet.
 
         Args:
@@ -48,13 +57,17 @@ class Deputy:
             hosts: Names of hosts, as Slurm writes them.
             settings: The site's.
             tell: Takes what happened, for ``carrel job events``.
+            driver: The driver; loaded by its name, if none is given.
+            slurm: Slurm; that of the settings, if none is given.
         """
         self.settings = settings
         self._name = name
         self._hosts = frozenset(hostlist.expand(hosts))
         self._tell = tell
-        self._slurm = SlurmClient(settings.slurm)
-        self._driver: RemoteDriver | None = None
+        self._slurm = slurm or SlurmClient(settings.slurm)
+        self._driver = driver
+        self._tasks = asyncio.TaskGroup()
+        """What is begun for guests ends with ``run``."""
         self._why_silent = f"driver {name} was not asked yet"
         self._carriers: dict[str, Carrier[FarGuest]] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
@@ -110,6 +123,10 @@ class Deputy:
         await self.driver.destroy(name)
         self._gone_s[name] = asyncio.get_running_loop().time()
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin what goes on beside the caller; it ends with ``run``, and raises nothing."""
+        return self._tasks.create_task(work)
+
     def changed(self, guest: FarGuest) -> None:
         """Tell the controller of this at once."""
         self._carriers[guest.order.host].look()
@@ -126,8 +143,8 @@ class Deputy:
 
     async def run(self, exchange: Exchange) -> None:
         """Look, and carry what the controller orders, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(keep_pruned(self.settings.guests.logs))
+        async with self._tasks:
+            self._tasks.create_task(keep_pruned(self.settings.guests.logs))
             while True:
                 began_s = asyncio.get_running_loop().time()
                 try:
@@ -142,7 +159,7 @@ class Deputy:
                     self._why_silent = ""
                     self._gone_s = {name: at_s for name, at_s in self._gone_s.items() if at_s >= began_s}
                     there = [guest for guest in guests if guest.per == "node" and guest.name not in self._gone_s]
-                    self._saw(there, began_s, group, exchange)
+                    self._saw(there, began_s, exchange)
                 await asyncio.sleep(LOOK_PERIOD_S)
 
     async def _loaded(self) -> RemoteDriver:
@@ -170,12 +187,12 @@ class Deputy:
         for carrier in self._carriers.values():
             carrier.changed.set()  # a question that waits would speak for them
 
-    def _saw(self, guests: list[Guest], began_s: float, group: asyncio.TaskGroup, exchange: Exchange) -> None:
+    def _saw(self, guests: list[Guest], began_s: float, exchange: Exchange) -> None:
         # A host that was taken from the settings keeps what it carries until its jobs have ended.
         for host in self._hosts.union(guest.node for guest in guests) - self._carriers.keys():
             self._carriers[host] = self._carrier(host, exchange)
             self._adopt(host, guests)
-            group.create_task(self._carriers[host].follow())
+            self._tasks.create_task(self._carriers[host].follow())
         for guest in guests:
             self._claim(guest)
         known = {guest.name: guest for guest in guests}
@@ -190,7 +207,7 @@ class Deputy:
                 raise UnreachableError(self._why_silent)
             return await exchange(HostReport(host=host, address="", guests=guests, slurmd="guest"), digest)
 
-        return Carrier(host, ask=ask, make=lambda order: FarGuest(self, order), adopted={})
+        return Carrier(host, ask=ask, make=lambda order: FarGuest(self, order), adopted={}, spawn=self.spawn)
 
     def _adopt(self, host: str, guests: Iterable[Guest]) -> None:
         for guest in guests:
@@ -205,7 +222,7 @@ class Deputy:
             carrier.adopt(FarGuest(self, order, guest))
         elif (known is None or known.guest_name != guest.name) and guest.name not in self._removing:
             # Its name is another run's by now, so nobody can order it any more.
-            task = self._removing[guest.name] = asyncio.ensure_future(self._remove(guest))
+            task = self._removing[guest.name] = self.spawn(self._remove(guest))
             task.add_done_callback(lambda _: self._removing.pop(guest.name))
 
     async def _remove(self, guest: Guest) -> None:

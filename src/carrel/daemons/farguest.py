@@ -4,6 +4,7 @@ Nothing of it is on this machine's disk: what there is, its driver finds again, 
 """
 
 import asyncio
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from carrel.daemons.deputy import Deputy
 
 RETRY_S = 1.0
+
+_LOG = logging.getLogger("carrelctld")
 _MIB = 2**20
 
 
@@ -58,7 +61,7 @@ class FarGuest:
         """Make it. One whose job has its nodes is there, or lost: the next look tells."""
         self._ordered = True
         if not self.order.started:
-            self._making = asyncio.ensure_future(self._make())
+            self._making = self._deputy.spawn(self._make())
 
     def update(self, order: NodeOrder) -> None:
         """Take a newer order for the same run."""
@@ -125,6 +128,10 @@ class FarGuest:
                 await asyncio.sleep(RETRY_S)
             except (CarrelError, OSError) as error:
                 self._fail("refused" if isinstance(error, NoAddressError) else "failed", str(error))
+                return
+            except Exception:  # noqa: BLE001  # else it would be starting for ever
+                _LOG.exception("node %s is not made", self.name)
+                self._fail("failed", f"node {self.name} is not made; see the log of carrelctld")
                 return
             else:
                 return

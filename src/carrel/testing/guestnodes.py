@@ -8,11 +8,12 @@ site takes seconds, and the same seed gives the same hour.
 import asyncio
 import contextlib
 import random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from carrel.config import Config
+from carrel.daemons.deputy import Deputy
 from carrel.daemons.reconcile import Reconciler
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
@@ -20,6 +21,9 @@ from carrel.hosts.table import Facts, HostTable
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder, Orders
 from carrel.model.job import JobKey
 from carrel.model.report import Event
+from carrel.ports import RemoteDriver
+from carrel.slurm.client import SlurmClient
+from carrel.testing.fardriver import FarDriver, Hypervisor, SlurmWords
 from carrel.testing.guestslurm import Slurm
 
 EPOCH_S = 1_700_000_000
@@ -62,6 +66,8 @@ class Site:
         self.table.put([Facts(name=name, cpus=cpus, memory_bytes=2**40) for name, cpus in hosts.items()])
         self.slurm = Slurm(self, names)
         self.hosts = {name: SimulatedHost(self, name, cpus) for name, cpus in hosts.items()}
+        self.hypervisor = Hypervisor(self)
+        """What carries the guests of hosts that have no carreld: those of ``guest_nodes.remote``."""
         self.kills = 0
         self._controller: Reconciler | None = None
         self._works: dict[str, asyncio.Task[None]] = {}
@@ -79,15 +85,28 @@ class Site:
         """Start all of it."""
         self._works["slurm"] = asyncio.ensure_future(self.slurm.run())
         for host in self.hosts.values():
-            host.begin()
+            if self.settings.guest_nodes.hosts:
+                host.begin()
         self.begin_controller()
 
     def begin_controller(self) -> None:
         """Start a controller that knows nothing."""
         admission = Admission(self.settings.placement)
-        controller = Reconciler(self.settings, admission, tell=_hear_nothing, pool=self.slurm, clock=self.now_s)
+        driver = cast("RemoteDriver", FarDriver(self, self.hypervisor))  # of whose verbs not all are called
+        slurm = cast("SlurmClient", SlurmWords())
+        deputies = {
+            name: Deputy(name, hosts, self.settings, tell=_hear_nothing, driver=driver, slurm=slurm)
+            for name, hosts in self.settings.guest_nodes.remote.items()
+        }
+        controller = Reconciler(
+            self.settings, admission, tell=_hear_nothing, pool=self.slurm, remotes=deputies, clock=self.now_s
+        )
         self._controller = controller
-        self._works["controller"] = asyncio.ensure_future(controller.run())
+
+        async def run() -> None:
+            await asyncio.gather(controller.run(), *(deputy.run(controller.exchange) for deputy in deputies.values()))
+
+        self._works["controller"] = asyncio.ensure_future(run())
 
     async def kill_controller(self, *, away_s: float) -> None:
         """Lose all that the controller has in memory, wherever it is, and start another one later."""
@@ -119,7 +138,9 @@ class Site:
 
     def guests(self) -> list[tuple[str, str, JobKey]]:
         """Return host, name and run of each guest there is."""
-        return [(host.name, node, guest.run) for host in self.hosts.values() for node, guest in host.guests.items()]
+        near = [(host.name, node, guest.run) for host in self.hosts.values() for node, guest in host.guests.items()]
+        far = self.hypervisor.guests.values()
+        return near + [(guest.node, guest.host_name, guest.run) for guest in far if guest.run]
 
     def leaks(self) -> list[str]:
         """Return what is left when no job is."""
@@ -150,14 +171,14 @@ class SimulatedHost:
         self._site = site
         self.lost: dict[str, JobKey] = {}
         """Runs by the names of their guests, which were ready and died of themselves; Slurm may not know yet."""
-        self._cpus = cpus
+        self.cpus = cpus
         self._sizes: dict[str, int] = {}
         """CPUs of each guest."""
         self._orders: dict[str, NodeOrder] = {}
         self._making: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
-        self._lost_s = 0.0
+        self._lost_s: float | None = None
 
     def begin(self) -> None:
         """Switch it on."""
@@ -176,8 +197,10 @@ class SimulatedHost:
             part.clear()
 
     def away_for_s(self) -> float:
-        """Return for how long it has been switched off."""
-        return 0.0 if self._work else asyncio.get_running_loop().time() - self._lost_s
+        """Return for how long it has been switched off; one without a carreld never is."""
+        if self._work or self._lost_s is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._lost_s
 
     def kill_a_guest(self) -> None:
         """End one that is ready, if there is any."""
@@ -235,8 +258,8 @@ class SimulatedHost:
         self.guests[order.node] = GuestNode(node=order.node, run=order.run, state="starting", started_s=now_s)
         self._sizes[order.node] = order.cpus
         taken = sum(self._sizes[name] for name in self.guests)
-        if taken > self._cpus:
-            self._site.wrong.append(f"{self.name} has {self._cpus} CPUs and carries guests of {taken}: {self.guests}")
+        if taken > self.cpus:
+            self._site.wrong.append(f"{self.name} has {self.cpus} CPUs and carries guests of {taken}: {self.guests}")
         same = [(host, name) for host, name, run in self._site.guests() if run == order.run]
         if len(same) > self._site.slurm.jobs[order.run.job_id].job.nodes:
             self._site.wrong.append(f"{order.run} has guests {same}")

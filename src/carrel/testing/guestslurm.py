@@ -110,7 +110,8 @@ class Slurm(SlurmPool):
         return await self._change(set_it)
 
     async def assign(self, node: str, *, address: str = "", host_name: str = "") -> str:
-        return await self._change(lambda: self._node(node, address=address, host_name=host_name))
+        words = {"address": address, "host_name": host_name}
+        return await self._change(lambda: self._node(node, **{key: text for key, text in words.items() if text}))
 
     async def reserve(self, name: str, user: str, nodes: Any) -> str:
         def make() -> None:
@@ -201,10 +202,11 @@ class Slurm(SlurmPool):
             return
         job = each.job.job
         for name in names:
-            hosts = self._site.hosts.values()
-            at = [guest for host in hosts for on, guest in host.guests.items() if on == name]
-            ready = [guest.run for guest in at if guest.state == "ready"] == [job.key] and len(at) == 1
-            if not ready and job.key not in [host.lost.get(name) for host in hosts]:
+            hosts, far = self._site.hosts.values(), self._site.hypervisor
+            at = [(guest.run, guest.state) for host in hosts for on, guest in host.guests.items() if on == name]
+            at += [(guest.run, guest.state) for guest in far.guests.values() if guest.host_name == name]
+            lost = [far.lost.get(name), *(host.lost.get(name) for host in hosts)]
+            if at != [(job.key, "ready")] and job.key not in lost:
                 self._site.wrong.append(f"{job.key} began on {name}, where {at} is")
             self._words(name, (set(self.nodes[name].state) - {"IDLE"}) | {"MIXED"})
         each.job = msgspec.structs.replace(
