@@ -14,7 +14,7 @@ from carrel.config import Slurm
 from carrel.errors import UnreachableError
 from carrel.model.cluster import ClusterFacts, Limit, MemoryDefaults, NodeFacts, PartitionFacts
 from carrel.process import CommandError
-from carrel.slurm import hostlist
+from carrel.slurm import hostlist, version
 
 ANSWER_TIMEOUT_S = 10.0
 """How long Slurm may take; slurmctld answers in milliseconds, or is busy, or is gone."""
@@ -109,7 +109,7 @@ def _partition(line: str, known: Mapping[str, NodeFacts]) -> tuple[PartitionFact
         default_time_s=_time(words.get("DefaultTime", "NONE")),
         max_time_s=_time(words.get("MaxTime", "UNLIMITED")) or "unlimited",
         over_time_s=_minutes(words.get("OverTimeLimit", "NONE")),
-        exclusive=words.get("OverSubscribe", "").startswith("EXCLUSIVE"),
+        exclusive=version.gives_whole_nodes(words),
         memory=_memory_defaults(words, words.get("JobDefaults", "")),
         weights="" if (weights := words.get("TRESBillingWeights", "")) == "(null)" else weights,
     )

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,3 +62,14 @@ def built_for(plugin: Path) -> Version:
     except (OSError, ValueError) as error:
         raise CarrelError(f"{plugin}: not a SPANK plug-in: {error}; build it: make native") from error
     return Version(number >> 16 & 0xFF, number >> 8 & 0xFF, number & 0xFF)
+
+
+def gives_whole_nodes(partition: Mapping[str, str]) -> bool:
+    """Tell whether each job of a partition has its nodes to itself, by the words of ``scontrol show partition``.
+
+    >>> gives_whole_nodes({"OverSubscribe": "EXCLUSIVE"})  # to 24.11
+    True
+    >>> gives_whole_nodes({"OverSubscribe": "NO", "Exclusive": "NODE"})  # 26.05
+    True
+    """
+    return partition.get("OverSubscribe", "").startswith("EXCLUSIVE") or partition.get("Exclusive") == "NODE"
