@@ -178,10 +178,13 @@ class QemuDriver:
         record = directory.read()
         if record is None:
             return Guest(name=directory.name, node=self._context.node, driver=NAME, state="down")
-        spec, pids, ended = record.spec, directory.pids(), directory.end()
-        qemu = pids.get("qemu")
+        spec, pids = record.spec, directory.pids()
+        qemu, guard = pids.get("qemu"), pids.get("guard")
+        # While the guard lives it is about to say why: QEMU's first thread is gone before its last.
+        silent = qemu is not None and not qemu.alive and not (guard and guard.alive)
+        ended = directory.end()  # after that look: it says so, and is gone
         state, reason = "starting", ""
-        if ended or (qemu and not qemu.alive):
+        if ended or silent:
             state = "down"
             reason = record.failure or (ended[1] if ended else "qemu is gone, and its guard with it")
         elif record.ready_s is not None:
