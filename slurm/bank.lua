@@ -3,7 +3,7 @@
 -- no longer than deadline_ms; on silence bank.offline of carrel.toml decides (docs/reference/submit.md).
 
 local unix, clock = require "socket.unix", require("socket").gettime
-local M, VIOLATES_POLICY = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's functions shall
+local M, VIOLATES_POLICY = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's do
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
 local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cpus_per_tres", "licenses", "max_nodes",
   "mem_per_tres", "min_mem_per_cpu", "min_mem_per_node", "min_nodes", "ntasks_per_core", "ntasks_per_gpu",
