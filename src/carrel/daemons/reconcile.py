@@ -35,7 +35,9 @@ SOON_S = 0.1
 """The first look after something has changed; each further one that sees nothing new comes twice as late."""
 LOOK_PERIOD_S = 0.5
 QUIET_PERIOD_S = 1.0
-"""Between looks while no job waits and no guest is carried."""
+"""At most this between looks while no job waits and no guest is carried; less where a look is cheap."""
+QUIET_TIMES = 20.0
+"""So many times longer than the look took: of a Slurm with few jobs a look takes 10 ms, of one with thousands 100."""
 COMMANDS_AT_ONCE = 4
 """A command of Slurm is mostly the start of a process; slurmctld makes one change at a time."""
 HELD_S = 10.0
@@ -143,6 +145,7 @@ class Reconciler:
         self._began_s = _now_s()
         while True:
             self._due.clear()
+            began_s = _now_s()
             try:
                 acted, quiet = await self._once()
                 failures = 0
@@ -150,15 +153,16 @@ class Reconciler:
                 if not failures:
                     _LOG.warning("guests as nodes: %s", error)
                 failures += 1
-                acted, quiet = False, False
+                acted, quiet, pause_s = False, False, LOOK_PERIOD_S
             except Exception:  # noqa: BLE001  # one odd job must not end the loop
                 _LOG.exception("guests as nodes: a round failed")
-                acted, quiet = False, True
+                acted, quiet, pause_s = False, False, QUIET_PERIOD_S
             if acted:
                 pause_s = SOON_S
                 continue  # what a deed did, the next look shows
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET_PERIOD_S if quiet else pause_s):
+                rest_s = min(QUIET_TIMES * (_now_s() - began_s), QUIET_PERIOD_S)
+                async with asyncio.timeout(max(rest_s, SOON_S) if quiet else pause_s):
                     await self._due.wait()
             pause_s = SOON_S if self._due.is_set() else min(2 * pause_s, LOOK_PERIOD_S)
 
