@@ -126,7 +126,8 @@ class Lines:
 
     def leave(self, run: JobKey) -> None:
         """Let a run stand in no line; one that was let through is none of them."""
-        if run not in self._begun and self._runs.pop(str(run), None):
+        if run not in self._begun and str(run) in self._runs:
+            del self._runs[str(run)]
             self._queue.remove(str(run))
             self._attempts.pop(run, None)
 
