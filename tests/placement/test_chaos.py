@@ -107,7 +107,7 @@ def test_guests_made_from_the_controller_all_end_and_leave_nothing_too(
         ]
         for job in jobs:
             if not of.slurm.ended(job):
-                await of.slurm.cancel(job)
+                await of.slurm.cancel(of.slurm.jobs[job].job)
         assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         assert of.wrong == []
         await of.end()

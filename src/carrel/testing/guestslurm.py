@@ -203,7 +203,9 @@ class Slurm(SlurmPool):
         job = each.job.job
         for name in names:
             hosts, far = self._site.hosts.values(), self._site.hypervisor
-            at = [(guest.run, guest.state) for host in hosts for on, guest in host.guests.items() if on == name]
+            at: list[tuple[JobKey | None, str]] = [
+                (guest.run, guest.state) for host in hosts for on, guest in host.guests.items() if on == name
+            ]
             at += [(guest.run, guest.state) for guest in far.guests.values() if guest.host_name == name]
             lost = [far.lost.get(name), *(host.lost.get(name) for host in hosts)]
             if at != [(job.key, "ready")] and job.key not in lost:
