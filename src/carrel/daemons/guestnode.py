@@ -226,10 +226,12 @@ class Carried(Node):
         if self.order.join and self._failure is None:
             self._beside.start()
             self._log.mark("registered")
-        if self.inside.living(self.guest_name):
-            self._log.mark("first_task")
         if self.host.metrics.carried.began(self.series):
             self.metrics.begin(self.order.run.job_id)
+
+    def first_task(self) -> None:
+        """Note when the first task came; a look could miss a short one."""
+        self._log.mark("first_task")
 
     async def _went_down(self, guest: Guest) -> None:
         why = _first_word(guest.end_file)
@@ -370,6 +372,7 @@ class GuestDoor(Door):
         return msgspec.structs.replace(spec, asked_mounts=mounts, root=asked.root), carried.driver_name
 
     def _entered(self, spec: GuestSpec, guest: Guest) -> wire.Fields:
+        self._carried.first_task()
         wait_ms = str(int(END_WAIT_S * 1000))
         return {
             **super()._entered(spec, guest),
