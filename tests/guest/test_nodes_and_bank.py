@@ -106,7 +106,21 @@ def test_a_guest_of_its_own_that_dies_is_a_failure_of_its_node_and_given_back(ba
     assert bank.broken() == []
 
 
+def test_each_run_of_a_requeued_job_is_charged_for_what_it_used(bank: Banked, user: User) -> None:
+    script = '[ "$SLURM_RESTART_COUNT" ] || sleep 300; sleep 2'
+    job_id = bank.sbatch(*OPTIONS, "-t10", "--requeue", f"--wrap={script}", user=user.name)
+    await_running(bank.box, job_id)
+    assert bank.scontrol("requeue", str(job_id))[0] == 0
+    assert await_end(bank.box, job_id) == "COMPLETED"
+    bank.wait_settled()
+    charged = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
+    assert len(charged) == len({lien.run for lien in charged}) == 2
+    assert bank.wrong() == []
+    assert bank.broken() == []
+
+
 def test_a_job_that_is_taken_in_silence_pays_for_its_guests(bank: Banked) -> None:
+    # The last of its module: ``Banked.wrong`` knows no surcharge.
     guest = (f"--guest={IMAGE}", "-pdear", "--mem=320")
     bank.box.kill("carrelctld")
     try:
@@ -122,19 +136,6 @@ def test_a_job_that_is_taken_in_silence_pays_for_its_guests(bank: Banked) -> Non
     (run,) = [run for run in bank.records() if run.job_id == runs]
     (charge,) = charges(bank, runs)
     assert charge.charged_micro_su == round((2 + 5) * 1_000_000 * run.elapsed_s / 3600)
-    assert bank.broken() == []
-
-
-def test_each_run_of_a_requeued_job_is_charged_for_what_it_used(bank: Banked, user: User) -> None:
-    script = '[ "$SLURM_RESTART_COUNT" ] || sleep 300; sleep 2'
-    job_id = bank.sbatch(*OPTIONS, "-t10", "--requeue", f"--wrap={script}", user=user.name)
-    await_running(bank.box, job_id)
-    assert bank.scontrol("requeue", str(job_id))[0] == 0
-    assert await_end(bank.box, job_id) == "COMPLETED"
-    bank.wait_settled()
-    charged = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
-    assert len(charged) == len({lien.run for lien in charged}) == 2
-    assert bank.wrong() == []
     assert bank.broken() == []
 
 

@@ -1,5 +1,7 @@
 """The rows of the table in ``carrel.core.guestnodes``, each by itself."""
 
+from collections.abc import Collection
+
 import msgspec
 import pytest
 
@@ -546,9 +548,11 @@ def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_l
 # -- a slurmd that does not come -------------------------------------------------------------------------------------
 
 
-def judge(of: World, guest: GuestNode) -> GuestNode:
+def judge(of: World, guest: GuestNode, *, counted: Collection[decide.Attempt] = ()) -> GuestNode:
     report = msgspec.structs.replace(of.hosts["h1"], guests=(guest,))
-    (found,) = decide.judged(of.look, {"h1": report}, now_s=NOW_S, limits=Limits(join_max_s=60))["h1"].guests
+    (found,) = decide.judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=Limits(join_max_s=60))[
+        "h1"
+    ].guests
     return found
 
 
@@ -569,3 +573,24 @@ def test_a_guest_has_not_failed_whose_slurmd_came_or_could_not_come_yet_or_whose
     running = world(job("RUNNING", on=("v1",)), nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"),))
     for of in (ready(), ready(nodes=(node("v1", on="h1"),)), running):
         assert judge(of, late) == late
+
+
+def test_a_guest_that_was_said_to_have_failed_stays_so_when_its_name_is_closed() -> None:
+    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
+    closed = ready(nodes=(node("v1", on="h1"),))
+    assert judge(closed, late, counted={(late.run, late.node, late.started_s)}).state == "failed"
+
+
+def test_before_every_host_has_spoken_a_job_is_held_at_most_and_keeps_its_names() -> None:
+    unheard = msgspec.structs.replace(ready(), hosts={}, settled=(), complete=False)
+    assert kinds(unheard) == []
+    pending = msgspec.structs.replace(unheard.look.jobs[0], reason="None")
+    look = msgspec.structs.replace(unheard.look, jobs=(pending,))
+    assert kinds(msgspec.structs.replace(unheard, look=look)) == ["Hold"]
+
+
+def test_names_of_a_run_whose_guests_failed_are_given_back_though_no_host_carries_them_any_more() -> None:
+    pinned = msgspec.structs.replace(PINNED, reservation="")
+    closed = node("v1", on="h1")
+    found = world(pinned, nodes=(closed,), places=(place(),), reserved={RUN: ("v1",)}, begun=())
+    assert kinds(found) == ["Unreserve"]

@@ -90,6 +90,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     """Since when released runs were seen to have all that they need."""
     now_s: float
     limits: Limits = Limits()
+    complete: bool = True
+    """Whether every host could have spoken: one that may at any moment is not one that carries nothing."""
 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
         """Return the room of the run's newest attempt; none where a host of it does not answer."""
@@ -223,8 +225,17 @@ def foreseen(world: World, assigned: Assign) -> World:
     )
 
 
-def judged(look: Look, hosts: Mapping[str, HostReport], *, now_s: float, limits: Limits) -> dict[str, HostReport]:
-    """Return what hosts said, in which a guest whose slurmd has not come in time has failed."""
+Attempt = tuple[JobKey, str, float]
+"""A guest among all that its run may have one after another: run, name, when it was started."""
+
+
+def judged(
+    look: Look, hosts: Mapping[str, HostReport], *, counted: Collection[Attempt], now_s: float, limits: Limits
+) -> dict[str, HostReport]:
+    """Return what hosts said, in which a guest whose slurmd has not come in time has failed.
+
+    One of ``counted`` has failed before: its name may have been closed meanwhile.
+    """
     waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
 
     def seen(guest: GuestNode) -> GuestNode:
@@ -232,7 +243,8 @@ def judged(look: Look, hosts: Mapping[str, HostReport], *, now_s: float, limits:
         late = guest.ready_s and now_s - guest.ready_s > limits.join_max_s
         if guest.state != "ready" or guest.run not in waiting or not late:
             return guest
-        if node is None or node.closed or not node.resting:
+        known = (guest.run, guest.node, guest.started_s) in counted
+        if node is None or not node.resting or (node.closed and not known):
             return guest
         why = f"slurmd did not come within {limits.join_max_s:g} s (guest_nodes.join_max_s) after it was ready"
         return msgspec.structs.replace(guest, state="failed", reason=f"guest {guest.node}: its {why}")
@@ -278,6 +290,8 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     watched = job.job.state == "pending" and job.waits_for_others
     if job.reason != "JobHeldAdmin" and not (released or watched):
         return [Hold(job.key, waits or "its guests are not there yet")]
+    if not world.complete:
+        return []
     if why := _refused(job):
         return [Cancel(job.key, why)]
     if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
@@ -336,7 +350,7 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     name = reservation_name(job.key)
     broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
     halfway = any(node.closed and not node.resting for node in nodes)  # given back, but for the reservation
-    if nodes and (broken or halfway or not _fits(world, job, nodes, places)):
+    if nodes and (broken or halfway or job.key not in world.begun or not _fits(world, job, nodes, places)):
         changed = broken[0].reason if broken else "the job or its hosts have changed"
         return [*_unpinned(job), *give_back(nodes, name, changed)]
     if nodes:

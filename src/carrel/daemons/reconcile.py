@@ -93,7 +93,7 @@ class Reconciler:
         self._lines = Lines(admission, settings.placement.launches, kinds=self._kinds, clock=clock)
         self._tell = tell
         self._heard: dict[str, Heard] = {}
-        self._counted: set[tuple[JobKey, str, float]] = set()
+        self._counted: set[decide.Attempt] = set()
         launches = settings.placement.launches
         self._patience = Patience(
             attempts=launches.attempts, rest_s=mine.start_max_s, rest_max_s=launches.backoff_max_s
@@ -172,7 +172,7 @@ class Reconciler:
         look = await self._pool.look()
         heard = self._lately()
         said = {name: each.report for name, each in heard.items()}
-        hosts = decide.judged(look, said, now_s=self._clock(), limits=self._limits)
+        hosts = decide.judged(look, said, counted=self._counted, now_s=self._clock(), limits=self._limits)
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
         world = self._world_of(look, taken, hosts)
@@ -180,11 +180,11 @@ class Reconciler:
         self._publish(world)
         self._world = world = msgspec.structs.replace(world, settled=self._settled(heard))
         actions = decide.plan(world)
-        if not self._all_heard():  # a host that may speak at any moment is not one that carries nothing
+        if not world.complete:
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
         jobs = {job.key: job for job in look.jobs}
         done = await self._act_on_all(actions, jobs)
-        if self._all_heard():
+        if world.complete:
             done.append(await self._launch(hosts, jobs))
             await self._sweep(world, taken)
         self._forget(look)
@@ -216,6 +216,7 @@ class Reconciler:
             ready_since_s=self._patience.ready_since_s,
             now_s=now_s,
             limits=self._limits,
+            complete=self._all_heard(),
         )
 
     def _all_heard(self) -> bool:

@@ -63,8 +63,8 @@ class Maker:
             wanted = requests.customisation(
                 template, spec, requests.card_count(now.get("config.hardware.device") or ())
             )
-            await self.tolerating(
-                vim.fault.CustomizationPending,
+            await self.tolerating(  # one that is on by now was customised by whoever switched it on
+                (vim.fault.CustomizationPending, vim.fault.InvalidPowerState),
                 lambda: ref.CustomizeVM_Task(spec=wanted),
                 f"guest {spec.name} cannot be customised",
             )
@@ -92,7 +92,7 @@ class Maker:
         )
         return ready
 
-    async def tolerating(self, fault: type, begin: Callable[[], Any], what: str) -> None:
+    async def tolerating(self, fault: type | tuple[type, ...], begin: Callable[[], Any], what: str) -> None:
         """Do a task of vCenter, once another task has let go of the machine; ``fault`` says that it was done before.
 
         Raises:
