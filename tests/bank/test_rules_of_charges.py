@@ -291,7 +291,10 @@ class TestTime(Rules):
 class TestJournal(Rules):
     def test_what_only_a_bug_of_ours_would_write_is_not_written(self) -> None:
         book = Book(now_s=NOW_S, seq=0, last_hash=bytes(32), last_lien=0, last_allocation=1)
-        book.accounts = {number: Account(id=number, allocation=1, kind=kind) for number, kind in enumerate(KINDS, 4)}
+        book.accounts = {
+            number: Account(id=number, allocation=1, kind=kind, balance=0, floor=0)
+            for number, kind in enumerate(KINDS, 4)
+        }
         with pytest.raises(RuntimeError, match="of kind place sums to 1, not to nil"):
             book.post(Posting("place", "k", "{}"), {4: 2, 5: -1})
         with pytest.raises(RuntimeError, match="of kind place would overdraw account 4"):

@@ -16,6 +16,7 @@ from carrel.model.ledger import (
     Receipt,
     Reprice,
     Requeue,
+    SetCap,
     Settle,
     Start,
     Void,
@@ -56,6 +57,21 @@ class TestLiens(Rules):
         assert (placed.lien, placed.state, placed.amount_micro_su) == (quoted.lien, "unbound", 21)
         assert teller.lien(token="t").expires_s == NOW_S + 120
         assert teller.refused(Place, token="t", amount_micro_su=7, units=3).why == "exists"
+
+    def test_the_first_two_liens_of_a_person_may_come_together_and_both_count(self, teller: Teller) -> None:
+        teller.open(100)
+        places = [teller.make(Place, token=token, amount_micro_su=7, units=1) for token in ("one", "two")]
+        assert all(isinstance(answer, Receipt) for answer in teller.ledger.submit(places).result())
+        assert teller.amounts() == (86, 14, 0, 0)
+        assert teller.rows("SELECT committed FROM member WHERE project = 'physics'") == [(14,)]
+
+    def test_a_cap_that_comes_with_the_first_lien_of_a_person_knows_of_it(self, teller: Teller) -> None:
+        teller.open(100)
+        place = teller.make(Place, token="one", amount_micro_su=7, units=1)
+        cap = teller.make(SetCap, project="physics", user="ada", cap_micro_su=10)
+        assert all(isinstance(answer, Receipt) for answer in teller.ledger.submit([place, cap]).result())
+        assert teller.rows("SELECT committed, cap FROM member WHERE project = 'physics'") == [(7, 10)]
+        assert teller.refused(Place, token="two", amount_micro_su=7, units=1).why == "user_cap"
 
     @pytest.mark.parametrize(
         "other", [{"amount_micro_su": 8}, {"units": 2}, {"user": "bob"}, {"project": "biology"}, {"later_s": 60}]

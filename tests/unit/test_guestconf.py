@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from carrel.core.guestconf import ClusterFacts, NodeShape, dynamic_conf, node_line, slurm_conf, topology
-from carrel.errors import CarrelError
+from carrel.core.guestconf import ClusterFacts, NodeShape, cluster_facts, dynamic_conf, node_line, slurm_conf, topology
+from carrel.errors import CarrelError, UnreachableError
 
 NODE = NodeShape(name="vm3", cpus=4, memory_mib=3000, address="10.0.0.9", port=7003, features=("carrel", "carrel-7"))
 CLUSTER = ClusterFacts(cluster="physics", controller="ctl(10.0.0.1)")
@@ -127,3 +127,57 @@ def test_a_controller_that_would_write_a_second_line_is_refused() -> None:
 def test_a_shape_that_does_not_multiply_out_is_refused(cpus: int, memory: int, threads: int) -> None:
     with pytest.raises(CarrelError, match="node n: "):
         topology(NodeShape(name="n", cpus=cpus, memory_mib=memory, threads_per_core=threads))
+
+
+SETTINGS = {
+    "ClusterName": "k",
+    "SlurmctldHost[0]": "head0",
+    "SlurmctldHost[10]": "head10(10.0.0.10)",
+    "SlurmctldHost[2]": "head2",
+    "SlurmctldPort": "7100-7102",
+    "SlurmdPort": "7200",
+    "AuthType": "auth/a",
+    "CredType": "cred/c",
+    "SlurmUser": "keeper(64030)",
+    "ProctrackType": "proctrack/p",
+    "TaskPlugin": "task/t",
+    "JobAcctGatherType": "jobacct_gather/j",
+    "SelectType": "select/s",
+}
+"""As ``scontrol show config`` has them, which sorts them as words."""
+
+
+def test_the_facts_of_a_cluster_are_those_that_scontrol_shows() -> None:
+    assert cluster_facts(SETTINGS, partition="guests") == ClusterFacts(
+        cluster="k",
+        controller="head0",
+        backups=("head2", "head10(10.0.0.10)"),
+        controller_port=7100,
+        node_port=7200,
+        auth_type="auth/a",
+        cred_type="cred/c",
+        slurm_user="keeper",
+        proctrack_type="proctrack/p",
+        task_plugin="task/t",
+        job_acct_gather_type="jobacct_gather/j",
+        select_type="select/s",
+        partition="guests",
+    )
+
+
+@pytest.mark.parametrize("without", ["ClusterName", "SlurmctldHost[0]"])
+def test_a_slurm_that_does_not_say_who_it_is_is_not_there(without: str) -> None:
+    told = {"SlurmctldHost[0]": "head0"} | {"ClusterName": "k"}
+    del told[without]
+    with pytest.raises(UnreachableError, match="is slurmctld there"):
+        cluster_facts(told, partition="guests")
+
+
+def test_a_guest_is_told_of_every_controller_and_of_the_other_nodes_of_its_job() -> None:
+    facts = cluster_facts(SETTINGS, partition="guests")
+    conf = slurm_conf(
+        facts, NodeShape(name="v1", cpus=1, memory_mib=100), peers=[NodeShape(name="v2", cpus=1, memory_mib=100)]
+    )
+    assert re.findall(r"^SlurmctldHost=(.*)$", conf, re.MULTILINE) == ["head0", "head2", "head10(10.0.0.10)"]
+    assert re.findall(r"^NodeName=(\S+)", conf, re.MULTILINE) == ["v1", "v2"]
+    assert "Nodes=v1,v2" in conf

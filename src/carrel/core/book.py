@@ -75,8 +75,8 @@ class Account(Row, gc=False):
     allocation: int
     """0: the site's."""
     kind: str
-    balance: int = 0
-    floor: int = 0
+    balance: int
+    floor: int
     overdrawn: bool = False
     """Below its floor, which the database takes only where this says so."""
     version: int = 0

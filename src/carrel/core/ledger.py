@@ -253,7 +253,8 @@ def _open_allocation(book: Book, command: OpenAllocation, request: str) -> Recei
     book.touch(allocation)
     for offset, kind in enumerate(KINDS):
         floor = -command.credit_micro_su if kind == "available" else 0
-        account = Account(id=allocation.id * ACCOUNTS_EACH + offset, allocation=allocation.id, kind=kind, floor=floor)
+        number = allocation.id * ACCOUNTS_EACH + offset
+        account = Account(id=number, allocation=allocation.id, kind=kind, balance=0, floor=floor)
         book.accounts[account.id] = account
         book.touch(account)
     book.post(Posting("open_allocation", command.key, request), {})
