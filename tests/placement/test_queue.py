@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrel.config import Launches, Rate
+from carrel.core.pacing import Pace
 from carrel.core.placement import Hosts
 from carrel.core.queue import Cancel, Hold, Launch, Outcome, Queue, Release, Result, Retry, Wait, Waiting
 from carrel.model.guest import Clone
@@ -338,3 +339,13 @@ def test_every_job_ends_or_is_held_and_every_place_comes_back_whatever_happens_t
             break
     assert ended == set(fates)
     assert list(hosts) == before
+
+
+def test_a_launch_counts_until_its_window_has_passed_and_not_at_its_end() -> None:
+    pace = Pace(2, window_s=10.0)
+    pace.note(2, now_s=0.0)
+    assert pace.wait_s(1, now_s=9.0) == 1.0
+    assert pace.wait_s(1, now_s=10.0) == 0.0
+    pace.note(1, now_s=10.0)
+    assert pace.wait_s(1, now_s=11.0) == 0.0, "one more is within the limit"
+    assert pace.wait_s(2, now_s=11.0) == 9.0

@@ -402,6 +402,12 @@ def test_the_guest_of_a_living_run_stays(state: JobState) -> None:
     assert not swept(guest(tasks=0), run_is(state))
 
 
+def test_a_guest_that_is_a_node_is_not_this_hosts_to_sweep() -> None:
+    alone = msgspec.structs.replace(guest(), per="node")
+    assert not swept(alone)
+    assert not swept(alone, run_is("ended", "COMPLETED"))
+
+
 @pytest.mark.parametrize("word", ["COMPLETING", "CONFIGURING"])
 def test_the_guest_of_a_run_whose_processes_may_live_stays(word: str) -> None:
     assert not swept(guest(), run_is("ended", word))

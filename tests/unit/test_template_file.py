@@ -201,6 +201,7 @@ def test_host_names_may_be_ranges_and_each_guest_gets_its_own() -> None:
 
 def test_a_range_may_have_so_many_values_and_not_one_more() -> None:
     assert len(templates.expand("h{1:65536}")) == templates.COUNT_MAX
+    assert templates.expand("h{3:3}") == ("h3",)
 
 
 def test_one_guest_of_a_section_takes_the_first_of_each_range() -> None:
