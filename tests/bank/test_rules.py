@@ -3,13 +3,10 @@
 What every database must do is the contract's business; here one is enough.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from carrel.bank.sqlite import SqliteStore
 from carrel.model.ledger import (
     Adjust,
     Backfill,
@@ -33,21 +30,14 @@ from carrel.model.ledger import (
     Transfer,
     Void,
 )
-from carrel.ports import Store
-from carrel.testing.ledger import NOW_S, LedgerSuite, Teller
+from carrel.testing.ledger import NOW_S, SqliteSuite, Teller
 
 BIG = 10**18
 """The most that one command may name."""
 ROOM = 2**63 - 1
 
 
-class Rules(LedgerSuite):
-    @pytest.fixture
-    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
-        return lambda: SqliteStore(tmp_path / "bank.db")
-
-
-class TestWhoPays(Rules):
+class TestWhoPays(SqliteSuite):
     def test_an_allocation_that_pays_nothing_has_no_part_in_a_lien(self, teller: Teller) -> None:
         teller.open(0, name="empty", priority=2, credit_micro_su=5)
         teller.open(1, name="one", priority=1)
@@ -153,7 +143,7 @@ class TestWhoPays(Rules):
         assert all(isinstance(answer, Receipt) for answer in teller.ledger.submit(commands).result())
 
 
-class TestCaps(Rules):
+class TestCaps(SqliteSuite):
     def test_a_cap_below_what_is_used_stops_what_is_new_and_nothing_that_costs_no_more(self, teller: Teller) -> None:
         teller.open(100)
         teller.do(Place, token="t", amount_micro_su=50)
@@ -190,7 +180,7 @@ class TestCaps(Rules):
         assert teller.refused(Place, token="t", amount_micro_su=7).available_micro_su == 6
 
 
-class TestWords(Rules):
+class TestWords(SqliteSuite):
     def test_a_refusal_that_is_about_no_figures_has_none(self, teller: Teller) -> None:
         teller.open(10)
         for kind, fields, sentence in (
@@ -252,7 +242,7 @@ class TestWords(Rules):
         assert teller.do(Adjust, allocation="grant", amount_micro_su=-1).flags == ("overdrawn",)
 
 
-class TestSizes(Rules):
+class TestSizes(SqliteSuite):
     def test_an_account_takes_a_quarter_of_what_64_bits_hold_by_deposits_to_the_last_micro_su(
         self, teller: Teller
     ) -> None:

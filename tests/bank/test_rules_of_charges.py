@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from carrel.bank.sqlite import SqliteStore
 from carrel.core.book import KINDS, Account, Book, Posting
 from carrel.model.ledger import (
     Adjust,
@@ -34,17 +31,10 @@ from carrel.model.ledger import (
     Transfer,
     Void,
 )
-from carrel.ports import Store
-from carrel.testing.ledger import NOW_S, LedgerSuite, Teller
+from carrel.testing.ledger import NOW_S, SqliteSuite, Teller
 
 
-class Rules(LedgerSuite):
-    @pytest.fixture
-    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
-        return lambda: SqliteStore(tmp_path / "bank.db")
-
-
-class TestCharges(Rules):
+class TestCharges(SqliteSuite):
     def test_a_settlement_that_is_told_again_is_done_once_also_after_refunds(self, teller: Teller) -> None:
         teller.open(100)
         teller.running("r", 50)
@@ -219,7 +209,7 @@ class TestCharges(Rules):
         assert teller.amounts() == (-1, 0, 11, 0)
 
 
-class TestTime(Rules):
+class TestTime(SqliteSuite):
     def test_a_sweep_ends_what_is_past_its_time_and_nothing_else(self, teller: Teller) -> None:
         teller.open(100)
         teller.do(Quote, token="quoted", amount_micro_su=1, ttl_s=10)
@@ -288,7 +278,7 @@ class TestTime(Rules):
         assert [teller.amounts(f"e{n}")[0] for n in range(2)] == [0, 5]
 
 
-class TestJournal(Rules):
+class TestJournal(SqliteSuite):
     def test_what_only_a_bug_of_ours_would_write_is_not_written(self) -> None:
         book = Book(now_s=NOW_S, seq=0, last_hash=bytes(32), last_lien=0, last_allocation=1)
         book.accounts = {

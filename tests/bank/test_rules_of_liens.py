@@ -1,12 +1,9 @@
 """The rules of liens in their corners; what every database must do is the contract's business."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from carrel.bank.sqlite import SqliteStore
 from carrel.model.ledger import (
     Bind,
     MarkUnknown,
@@ -21,21 +18,14 @@ from carrel.model.ledger import (
     Start,
     Void,
 )
-from carrel.ports import Store
-from carrel.testing.ledger import NOW_S, LedgerSuite, Teller
+from carrel.testing.ledger import NOW_S, SqliteSuite, Teller
 
 BIG = 10**18
 """The most that one command may name."""
 ROOM = 2**63 - 1
 
 
-class Rules(LedgerSuite):
-    @pytest.fixture
-    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
-        return lambda: SqliteStore(tmp_path / "bank.db")
-
-
-class TestLiens(Rules):
+class TestLiens(SqliteSuite):
     def test_a_lien_tells_whose_it_is_and_until_when(self, teller: Teller) -> None:
         teller.open(100)
         receipt = teller.do(Place, token="t", amount_micro_su=7, units=3, ttl_s=60)

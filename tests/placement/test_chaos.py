@@ -59,6 +59,19 @@ def over(of: Site, job_id: int) -> bool:
     return of.slurm.ended(job_id) or of.slurm.jobs[job_id].comment.startswith("no guest after")
 
 
+async def all_end(of: Site, jobs: list[int], troubles: asyncio.Future[None]) -> None:
+    """See that each job ends or waits for a person, that nothing wrong was seen and nothing is left."""
+    assert await until(lambda: troubles.done() and all(over(of, job) for job in jobs), END_S), [
+        of.slurm.jobs[job] for job in jobs if not over(of, job)
+    ]
+    for job in jobs:
+        if not of.slurm.ended(job):
+            await of.slurm.cancel(of.slurm.jobs[job].job)
+    assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
+    assert of.wrong == []
+    await of.end()
+
+
 @pytest.mark.parametrize(
     ("seed", "kills"),
     [(0, True), *(pytest.param(seed, kills, marks=pytest.mark.fuzz) for seed in (1, 2) for kills in (False, True))],
@@ -74,15 +87,7 @@ def test_a_hundred_launches_among_failures_all_end_and_leave_nothing(tmp_path: P
             for _ in range(JOBS)
         ]
         troubles = asyncio.ensure_future(_troubles(of, kills=kills))
-        assert await until(lambda: troubles.done() and all(over(of, job) for job in jobs), END_S), [
-            of.slurm.jobs[job] for job in jobs if not over(of, job)
-        ]
-        for job in jobs:
-            if not of.slurm.ended(job):
-                await of.slurm.cancel(of.slurm.jobs[job].job)
-        assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
-        assert of.wrong == []
-        await of.end()
+        await all_end(of, jobs, troubles)
 
     in_virtual_time(work)
 
@@ -102,15 +107,7 @@ def test_guests_made_from_the_controller_all_end_and_leave_nothing_too(
             for _ in range(JOBS // 4)
         ]
         troubles = asyncio.ensure_future(_far_troubles(of, kills=kills))
-        assert await until(lambda: troubles.done() and all(over(of, job) for job in jobs), END_S), [
-            of.slurm.jobs[job] for job in jobs if not over(of, job)
-        ]
-        for job in jobs:
-            if not of.slurm.ended(job):
-                await of.slurm.cancel(of.slurm.jobs[job].job)
-        assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
-        assert of.wrong == []
-        await of.end()
+        await all_end(of, jobs, troubles)
 
     in_virtual_time(work)
 

@@ -21,12 +21,14 @@ Each test begins with an empty ledger and ends with ``verify``. ``LedgerFailureM
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from carrel.bank import queries
 from carrel.bank.ledger import Ledger
+from carrel.bank.sqlite import SqliteStore
 from carrel.bank.verify import verify
 from carrel.model.ledger import (
     Answer,
@@ -174,3 +176,11 @@ class LedgerSuite:
         with Ledger(open_store(), clock=clock) as ledger:
             yield Teller(ledger, clock)
             assert verify(ledger.store) == []
+
+
+class SqliteSuite(LedgerSuite):
+    """For rules that no database has a part in: one is enough."""
+
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
+        return lambda: SqliteStore(tmp_path / "bank.db")
