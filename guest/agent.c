@@ -283,7 +283,7 @@ static void take_caller(struct watch *caller)
 	char nothing[16];
 	if (recv(caller->fd, nothing, sizeof nothing, MSG_DONTWAIT) > 0)
 		return;
-	/* It ended. Where it ended well its stream has ended too, and these bytes reach nobody. */
+	/* It ended. Where it ended well, this is how the runner hears that everything was read. */
 	if (caller->port >= 0)
 		tell_of_death(caller->port);
 	unwatch(caller);

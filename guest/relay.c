@@ -141,11 +141,6 @@ bool relay_has_room(const struct relay *relay)
 	return !relay->gone && out_pending(relay) < OUT_HIGH_BYTES;
 }
 
-bool relay_is_flushed(const struct relay *relay)
-{
-	return relay->gone || out_pending(relay) == 0;
-}
-
 static unsigned char *out_place(struct relay *relay, size_t length)
 {
 	if (relay->out_end + length > OUT_BYTES) {

@@ -70,7 +70,6 @@ void relay_send(struct relay *relay, enum frame_type type, unsigned channel, con
 void relay_send_number(struct relay *relay, enum frame_type type, unsigned channel, uint32_t number);
 /* START, in as many pieces as it needs; waits at most timeout_s for the peer to take them. */
 bool relay_send_start(struct relay *relay, const char *records, size_t length, int timeout_s);
-bool relay_is_flushed(const struct relay *relay);
 /* Everything that came has been written where it belongs. */
 bool relay_is_delivered(const struct relay *relay);
 

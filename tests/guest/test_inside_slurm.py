@@ -1,14 +1,19 @@
 """Slurm's commands called inside a guest: they act for the job's user, and the guest holds nothing to act with."""
 
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, await_end, submit
+from carrel.slurm.steps import children
+from carrel.testing.guests import IMAGE, await_end, job_state, submit
+from carrel.testing.leaks import pid_of
 from carrel.testing.sandbox import User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(400)]
@@ -151,3 +156,29 @@ def test_a_job_submitted_inside_without_any_environment_has_a_guest_too(inside: 
 def test_a_guest_holds_no_munge_key_and_reaches_no_daemon_of_slurm(inside: Ran) -> None:
     assert inside["munge-files"] == []
     assert inside["munge-sockets"] == []
+
+
+def test_no_byte_of_an_answer_is_lost_where_the_guest_reads_it_late(accounted: Sandbox, user: User) -> None:
+    calls, names = 6, 15_000
+    script = (
+        f"#!/bin/sh\nfor i in $(seq {calls}); do scontrol show hostnames 'n[10001-{10000 + names}]' | wc -l; done\n"
+    )
+    job_id, place = submit(accounted, script, f"--guest={IMAGE}", user=user)
+    late = 0
+    while job_state(accounted, job_id) not in {"COMPLETED", "FAILED"}:
+        enter, qemu = pid_of(accounted, job_id, "enter"), pid_of(accounted, job_id, "qemu")
+        until = time.monotonic() + 1
+        while enter and qemu and time.monotonic() < until:
+            if "scontrol" in map(_name, children(children([enter.number]))):  # a runner's
+                qemu.kill(signal.SIGSTOP)
+                time.sleep(0.3)
+                qemu.kill(signal.SIGCONT)
+                late += 1
+    assert late, "no call was met while it was answered"
+    assert (place / "out").read_text().split() == [str(names)] * calls
+
+
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""

@@ -3,14 +3,18 @@
 import hashlib
 import os
 import random
+import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import GUEST_TIMEOUT_S, IMAGE, allocation, outcome, same_as_bare
+from carrel.testing.guests import GUEST_TIMEOUT_S, IMAGE, allocation, outcome, same_as_bare, wait_for
+from carrel.testing.leaks import pid_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root]
 
@@ -145,6 +149,22 @@ def test_a_task_that_ends_at_once_loses_nothing_of_what_it_wrote(sandbox: Sandbo
         seen = outcome(sandbox, ["srun", *job, *GUEST, "bash", "-c", script])
         assert seen.stdout == "".join(f"{i}\n" for i in range(1, 20001))
         assert seen.stderr == "".join(f"{i}\n" for i in range(20001, 20101))
+
+
+def test_a_task_that_is_over_before_its_output_is_read_loses_nothing(sandbox: Sandbox) -> None:
+    with allocation(sandbox, "-n1", f"--guest={IMAGE}") as job_id, ThreadPoolExecutor() as pool:
+        srun = ["srun", f"--jobid={job_id}"]
+        assert outcome(sandbox, [*srun, "true"]).status == 0  # the guest is up
+        for _ in range(3):
+            done = pool.submit(outcome, sandbox, [*srun, "sh", "-c", "sleep 1; head -c 240000 /dev/zero"])
+            wait_for(lambda: pid_of(sandbox, job_id, "enter") is not None)
+            enter = pid_of(sandbox, job_id, "enter")
+            assert enter
+            time.sleep(0.7)
+            enter.kill(signal.SIGSTOP)
+            time.sleep(1)
+            enter.kill(signal.SIGCONT)
+            assert (len(done.result().stdout), done.result().status) == (240_000, 0)
 
 
 def test_a_script_that_is_killed_loses_nothing_of_what_it_wrote(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_peer_that_reads_nothing_is_still_listened_to(session: Session) -> Non
     assert struct.unpack("<I", payload)[0] >> 8 == 6
 
 
-def test_exit_comes_after_all_output_and_nothing_after_it(session: Session) -> None:
+def test_exit_comes_after_all_output_and_the_stream_is_its_readers_to_end(session: Session) -> None:
     session.start("sh", "-c", "head -c 200000 /dev/zero; echo end >&2; (sleep 60)&")
     seen = {1: b"", 2: b""}
     while True:
@@ -115,8 +115,12 @@ def test_exit_comes_after_all_output_and_nothing_after_it(session: Session) -> N
         if kind == DATA:
             seen[channel] += payload
     assert (len(seen[1]), seen[2], payload) == (200000, b"end\n", bytes(4))
-    with pytest.raises(EOFError):
+    session.stream.settimeout(0.2)
+    with pytest.raises(TimeoutError):
         session.frame()
+    session.stream.settimeout(10)
+    session.stream.shutdown(socket.SHUT_WR)
+    assert session.is_closed()
 
 
 def test_a_start_in_pieces_is_one_start(session: Session) -> None:
