@@ -38,6 +38,12 @@ def test_a_guest_boots_where_its_template_was_of_no_use_says_so_and_has_it_made_
     assert chosen.why == f"the template for {SHAPE} was of no use and is made anew: its ram is gone"
 
 
+def test_a_template_that_was_too_slow_for_one_job_alone_is_not_made_anew() -> None:
+    chosen = choose("auto", share="all", has_template=True, broken="no word", is_spoilt=False, shape=SHAPE)
+    assert (chosen.clone, chosen.make_template) == ("linked", False)
+    assert chosen.why == f"the template for {SHAPE} was of no use: no word"
+
+
 @pytest.mark.parametrize("wish", ["auto", "instant"])
 def test_a_guest_so_large_that_a_boot_is_quicker_boots_and_no_template_is_made_for_it(wish: str) -> None:
     chosen = choose(wish, share="all", has_template=False, fits=False, shape=SHAPE)  # type: ignore[arg-type]

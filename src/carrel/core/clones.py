@@ -32,6 +32,7 @@ def choose(
     has_template: bool,
     failure: str = "",
     broken: str = "",
+    is_spoilt: bool = True,
     fits: bool = True,
     shape: str,
 ) -> Choice:
@@ -43,6 +44,7 @@ def choose(
         has_template: One for a guest of this shape is there.
         failure: Why the last attempt to make one failed, lately; empty: it did not.
         broken: Why this guest could not come from the one that was there; empty: that was not tried.
+        is_spoilt: Where it could not, that no other guest can either.
         fits: So much memory as this guest lacks in a template can be plugged in.
         shape: What the template is for, in words.
 
@@ -66,8 +68,8 @@ def choose(
     if broken:
         return Choice(
             clone="linked",
-            why=f"the template for {shape} was of no use and is made anew: {broken}",
-            make_template=True,
+            why=f"the template for {shape} was of no use{' and is made anew' if is_spoilt else ''}: {broken}",
+            make_template=is_spoilt,
         )
     if has_template:
         return Choice(clone="instant", why=f"from a template for {shape}")

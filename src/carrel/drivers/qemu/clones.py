@@ -35,6 +35,8 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     used_s: float
     """When that was tried: one made later is another."""
+    is_spoilt: bool
+    """Whether the template goes: nobody else can go on from it either."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,7 @@ class Clones:
             has_template=template is not None,
             failure=self._failure(conditions),
             broken=broken.why if broken else "",
+            is_spoilt=broken is None or broken.is_spoilt,
             fits=fits,
             shape=shape(spec.image_name, conditions),
         )
@@ -126,7 +129,9 @@ class Clones:
         return lambda stack: self.templates.open(template, uid=spec.uid, stack=stack)
 
     async def remove(self, conditions: Conditions, broken: Broken) -> None:
-        """Remove a template that a guest could not come from, unless it was made anew since."""
+        """Remove a template that a guest could not come from, unless it was made anew since or is not to blame."""
+        if not broken.is_spoilt:
+            return
         found = await asyncio.to_thread(self.templates.find, conditions)
         if found is None or found.created_s < broken.used_s:
             _LOG.warning("template %s removed: %s", conditions.digest, broken.why)

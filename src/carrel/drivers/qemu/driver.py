@@ -249,7 +249,8 @@ class QemuDriver:
         try:
             return await self._try(directory, spec)
         except TemplateError as error:  # nothing runs yet
-            return await self._try(directory, spec, broken=Broken(why=str(error), used_s=began_s))
+            broken = Broken(why=str(error), used_s=began_s, is_spoilt=error.is_spoilt)
+            return await self._try(directory, spec, broken=broken)
 
     async def _finish(self, directory: GuestDirectory, record: Record) -> Record:
         try:
@@ -306,14 +307,15 @@ class QemuDriver:
             self.clones.make_soon(plan, image=image, kernel=kernel)
         return directory.read() or record
 
-    async def _start_anew(self, directory: GuestDirectory, record: Record, error: CarrelError) -> Record:
+    async def _start_anew(self, directory: GuestDirectory, record: Record, error: TemplateError) -> Record:
         """Boot a guest whose template was of no use, in what is left of its time."""
         await self._end_processes(directory)
         await asyncio.to_thread(cgroups.remove, record.spec.job_cgroups, launch.cgroup_name(record.spec))
         if monitor := self._monitors.pop(directory.name, None):
             await monitor.close()
         await asyncio.to_thread(directory.remove)
-        return await self._try(directory, record.spec, broken=Broken(why=str(error), used_s=record.started_s))
+        broken = Broken(why=str(error), used_s=record.started_s, is_spoilt=error.is_spoilt)
+        return await self._try(directory, record.spec, broken=broken)
 
     async def _launch(
         self,

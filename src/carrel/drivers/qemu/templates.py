@@ -42,6 +42,11 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 class TemplateError(CarrelError):
     """A guest cannot come from this template, and boots instead; the sentence says how that was seen."""
 
+    def __init__(self, sentence: str, *, is_spoilt: bool = True) -> None:
+        """Say whether the template is to blame, and goes; one that was only too slow for somebody stays."""
+        super().__init__(sentence)
+        self.is_spoilt = is_spoilt
+
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a template's memory depends on. Under other conditions no guest can go on from it."""

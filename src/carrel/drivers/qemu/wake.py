@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +19,19 @@ END_LOOKS = 40
 DYING_LOOKS = 10
 
 _T = TypeVar("_T")
+
+
+class _Patience(NamedTuple):
+    """How long a guest may take to go on from its template."""
+
+    site_s: float
+    boot_timeout_s: float
+    """The job's own."""
+
+    @property
+    def limit_s(self) -> float:
+        """What is left of the job's time is for the boot of another."""
+        return min(self.site_s, self.boot_timeout_s / 2)
 
 
 async def wake(
@@ -38,16 +51,15 @@ async def wake(
         UnreachableError: QEMU ended.
         RefusedError: the agent cannot make the guest what it should be; it says why.
     """
-    # What is left of its time is for the boot of another.
-    limit_s = min(resume_timeout_s, record.spec.boot_timeout_s / 2) if record.template else None
-    talk = await _blame_template(directory, record, control(directory), limit_s)
+    patience = _Patience(resume_timeout_s, record.spec.boot_timeout_s) if record.template else None
+    talk = await _blame_template(directory, record, control(directory), patience)
     phases = [("qemu", time.time() - record.started_s)]
 
     def mark(phase: str) -> None:
         phases.append((phase, time.time() - record.started_s - sum(seconds for _, seconds in phases)))
 
     try:
-        kernel = await _hello(directory, record, talk, monitor, limit_s)
+        kernel = await _hello(directory, record, talk, monitor, patience)
         mark("resume" if record.template else "boot")
         if grown := growth(record.spec.memory_bytes, record.memory.size_bytes) if record.memory else 0:
             await while_it_lives(directory, (await monitor(directory)).grow(grown))
@@ -74,7 +86,7 @@ async def _hello(
     record: Record,
     talk: Control,
     monitor: Callable[[GuestDirectory], Awaitable[Monitor]],
-    limit_s: float | None,
+    patience: _Patience | None,
 ) -> str:
     """Return the guest's kernel once its agent has said hello, after a boot or from a template."""
     if not record.template:
@@ -86,20 +98,26 @@ async def _hello(
         await talk.tell({"verb": "hello"})
         return kernel_of(await while_it_lives(directory, talk.hello()))
 
-    return await _blame_template(directory, record, resume(), limit_s)
+    return await _blame_template(directory, record, resume(), patience)
 
 
-async def _blame_template(directory: GuestDirectory, record: Record, work: Awaitable[_T], limit_s: float | None) -> _T:
+async def _blame_template(
+    directory: GuestDirectory, record: Record, work: Awaitable[_T], patience: _Patience | None
+) -> _T:
     """Return what ``work`` returns, which the template has a part in where there is one.
 
     Raises:
         TemplateError: it did not come about, and nobody else is to blame.
     """
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(patience and patience.limit_s):
             return await work
     except TimeoutError as error:
-        raise TemplateError(f"no word from it after {limit_s:g} s") from error
+        if patience is None:  # not ours: the caller's
+            raise
+        # A job that allows its guest a second says nothing about a template that others wait for.
+        is_spoilt = patience.limit_s >= patience.site_s
+        raise TemplateError(f"no word from it after {patience.limit_s:g} s", is_spoilt=is_spoilt) from error
     except UnreachableError as error:
         ended = await ended_by(directory) if record.template else None
         # Whoever ends the guest with its job, or takes its memory, says nothing against the template.
