@@ -10,6 +10,7 @@ meets once it runs is the same for all: to run those modules twice would double 
 import asyncio
 import fcntl
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ _TEMPLATES_LOCK = Path("/run/lock/carreltest-templates.lock")
 
 SHAPES = ((1, 160), (1, 256), (1, 512), (2, 160), (2, 512), (4, 512))
 """CPUs and MiB of the templates that the tests' guests come from. A new test with another shape adds it here."""
+
+TEMPLATE_TIMEOUT_S = 120.0
 
 _WISH = re.compile(r"^guest-starting: (\w+) clone of .* guest=(\S+)$", re.MULTILINE)
 _BECAME = re.compile(r"^guest-ready: ((\w+) clone .*) job=\d+ guest=(\S+)$", re.MULTILINE)
@@ -95,9 +98,12 @@ def _make_templates(settings: config.Config) -> None:
     image, kernel = images.files(IMAGE), images.kernel()
     for cpus, mib in SHAPES:
         conditions = clones.conditions(image.hash, cpus=cpus, memory_bytes=mib * MIB, kernel=kernel, accelerator="tcg")
-        if clones.templates.find(conditions) is None:
-            asyncio.run(clones.make(conditions, image=image, kernel=kernel))
-            assert clones.templates.find(conditions), "another process makes the same one; run the test again"
+        deadline_s = time.monotonic() + TEMPLATE_TIMEOUT_S
+        while clones.templates.find(conditions) is None:
+            made = asyncio.run(clones.make(conditions, image=image, kernel=kernel))
+            if made is None:  # a carreld of another test makes the same one
+                assert time.monotonic() < deadline_s, f"no template for {cpus} CPUs and {mib} MiB"
+                time.sleep(0.2)
 
 
 @cache

@@ -92,8 +92,10 @@ class TestKafka(SinkContract):
     @contextlib.contextmanager
     def down(self, where: Path) -> Iterator[None]:  # noqa: ARG002  # the contract's
         self.kafka.halt()
-        yield
-        self.kafka.go_on()
+        try:
+            yield
+        finally:
+            self.kafka.go_on()
 
     def settings(self, where: Path) -> KafkaSettings:
         topics = base64.b16encode(where.name.encode()[-40:]).decode()

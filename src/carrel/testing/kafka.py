@@ -44,6 +44,8 @@ class MockKafka:
     def halt(self) -> None:
         """Answer nobody any more."""
         self._process.send_signal(signal.SIGSTOP)
+        # Until one of its threads has taken the signal the others go on, on a busy machine for long enough to answer.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def go_on(self) -> None:
         """Answer again."""
