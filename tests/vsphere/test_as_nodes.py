@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -83,9 +84,10 @@ class Site:
     def reservations(self) -> list[str]:
         return re.findall(r"ReservationName=(\S+)", self.box.run(["scontrol", "-o", "show", "reservation"]).stdout)
 
-    def states(self) -> set[str]:
+    def not_at_rest(self) -> list[str]:
+        """Return what Slurm says of nodes that are not off and waiting for a guest."""
         said = self.box.run(["scontrol", "-o", "-a", "show", "node", ",".join(self.box.facts().pool)]).stdout
-        return set(re.findall(r" State=(\S+)", said))
+        return [line for line in said.splitlines() if f" State={AT_REST} " not in line]
 
     def restart_controller(self) -> None:
         self.box.restart("carrelctld", signal.SIGKILL)
@@ -113,7 +115,10 @@ def site(
             systems.lease = own_address()
             made = Site(box, vcenter, systems)
             yield made
-            wait_for(lambda: made.states() == {AT_REST}, WAIT_S)
+            deadline_s = time.monotonic() + WAIT_S
+            while left := made.not_at_rest():
+                assert time.monotonic() < deadline_s, left
+                time.sleep(0.5)
             assert not systems.failures
         assert box.pid("slurmctld") == controller, "slurmctld was restarted"
         box.down()
