@@ -31,7 +31,7 @@ pytestmark = [
 MakeSandbox = Callable[..., Sandbox]
 OPTIONS = (f"--guest={IMAGE}", "-N1", "-n1", "--mem=400")
 MANY = 20
-FOLLOWERS = 3
+FOLLOWERS = 2
 BASE_BYTES = 160 * 2**20
 RESUME_S = 4.0
 

@@ -129,7 +129,7 @@ def test_a_child_that_stays_behind_does_not_delay_the_end_and_does_not_outlive_i
 
 
 def test_eight_tasks_are_labelled_as_they_are(sandbox: Sandbox) -> None:
-    options = ["-Q", "-N2", "-n8", "-l", "--mem=1024", "--overcommit"]
+    options = ["-Q", "-wc1,c2", "-n8", "-l", "--mem=1024", "--overcommit"]  # the same nodes for both
     script = "echo $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME; echo $SLURM_PROCID >&2"
     bare, guest = (outcome(sandbox, ["srun", *options, *more, "bash", "-c", script]) for more in ([], GUEST))
     assert sorted(guest.stdout.splitlines()) == sorted(bare.stdout.splitlines())
