@@ -45,16 +45,19 @@ class TakenRow(NamedTuple):
     values: Mapping[str, int | float]
 
 
+BEGAN_US = time.time_ns() // 1000
+"""When the job of every batch began: lately, since a broker removes what is old, and once for all."""
+
+
 def batch(
     first: int = 0, count: int = 5, *, job_id: int = 4711, restart: int = 0, node: str = "c1", user: str = "ann"
 ) -> Batch:
     """Return a batch whose numbers follow from their places: the same rows are the same each time."""
     key = JobKey(cluster="alpha", job_id=job_id, submit_s=1731000000, restart=restart)
-    began_us = time.time_ns() // 1000 // 10**8 * 10**8
     rows = tuple(
         Row(
             seq=seq,
-            time_us=began_us + seq * 1_000_000,
+            time_us=BEGAN_US + seq * 1_000_000,
             values={"job.cpu_ns": seq * 10**9 + job_id, "job.memory_used_bytes": 2**20, "loadavg.load1": seq / 4},
         )
         for seq in range(first, first + count)
