@@ -221,9 +221,9 @@ _CANARY = "c4n4ry-"
 _WRITE = f"""\
 import os
 mark = ("{_CANARY}" + os.environ["MARK"] + "\\n").encode()
-page = mark.ljust(4096, b".")
-memory = page * (40 << 8)
-for path, pages in (("/dev/shm/mark", 6000), ("/var/tmp/mark", 12000), ("/etc/mark", 1000)):
+page = mark.ljust(16384, b".")
+memory = page * (40 << 6)
+for path, pages in (("/dev/shm/mark", 1500), ("/var/tmp/mark", 3000), ("/etc/mark", 250)):
     with open(path, "wb", buffering=1 << 20) as file:
         for _ in range(pages):
             file.write(page)
@@ -232,25 +232,23 @@ os.sync()
 # It must not find what it itself is looking for: a mark is the word and 32 digits, and the word alone is here.
 _SEARCH = f"""\
 import os, struct
-word, found = b"{_CANARY}", set()
-def look(file, start, end):
-    rest = b""
+word, found, room = b"{_CANARY}", set(), bytearray(4 << 20)
+def look(file, start, end, skip=0):
     while start < end:
         try:
-            os.lseek(file, start, os.SEEK_SET)
-            data = os.read(file, min(4 << 20, end - start))
+            got = os.preadv(file, [memoryview(room)[skip : skip + min(4000 << 10, end - start)]], start)
         except OSError:
-            data = b""
-        if not data:
+            got = 0
+        if not got:
             return
-        start += len(data)
-        data, at = rest + data, 0
-        while (at := data.find(word, at)) >= 0:
-            mark = data[at + len(word) : at + len(word) + 32]
+        at = skip
+        while (at := room.find(word, at, skip + got)) >= 0:
+            mark = room[at + len(word) : min(at + len(word) + 32, skip + got)]
             if len(mark) == 32 and all(letter in b"0123456789abcdef" for letter in mark):
                 found.add(mark.decode())
             at += 1
-        rest = data[-64:]
+        # What lies across is read twice.
+        start += got if start + got >= end else got - 4096
     return True
 core = os.open("/proc/kcore", os.O_RDONLY)
 head = os.pread(core, 1 << 16, 0)
@@ -263,9 +261,10 @@ for number in range(count):
         look(core, at, at + length)
 in_memory = sorted(found)
 found.clear()
-disk = os.open("/dev/vda", os.O_RDONLY)
+# Past the cache, which takes a tenth of the time, and a place in memory that the device can write to.
+disk = os.open("/dev/vda", os.O_RDONLY | os.O_DIRECT)
 length = os.lseek(disk, 0, os.SEEK_END)
-assert look(disk, 0, length)
+assert any(look(disk, 0, length, skip) for skip in range(0, 512, 16))
 print(memory >> 20, length >> 20, ",".join(in_memory) or "-", ",".join(sorted(found)) or "-")
 """
 
@@ -279,7 +278,7 @@ def test_a_clone_finds_nothing_in_its_memory_or_on_its_disk_of_what_another_wrot
         def step(script: str, **env: str) -> str:
             words = ["srun", f"--jobid={job_id}", "python3", "-c", script]
             done = node.box.run(words, user=node.user.name, env=env, timeout_s=GUEST_TIMEOUT_S)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert done.returncode == 0, done.stderr
             return done.stdout
 
         step(_WRITE, MARK=mark)
