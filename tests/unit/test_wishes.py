@@ -24,6 +24,11 @@ local job = { work_dir = "/", spank_job_env_size = 2, [os.getenv("FIELD")] = os.
   spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node" } }
 io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests")))
 """
+NO_PARTITION = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local job = { spank_job_env_size = 1, spank_job_env = { [0] = "CARREL_JOB_PER=" .. os.getenv("PER") } }
+io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests", { main = {} })))
+"""
 MODIFY = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { partition = "guests", job_id = 7 }
@@ -58,6 +63,14 @@ def test_what_names_nodes_that_are_there_is_refused_with_a_sentence(field: str, 
     assert said.startswith("carrel: --guest-per=node: ")
     assert option in said
     assert said.endswith("outfalse")
+
+
+def test_a_site_without_the_partition_of_guests_says_so_to_who_needs_it_and_to_nobody_else() -> None:
+    said = lua(NO_PARTITION, {"PER": "node"})
+    assert said.startswith("carrel: --guest-per=node: this cluster has no partition 'guests' that you may use")
+    assert "ask an administrator (docs/how-to/guests-as-nodes.md" in said
+    assert said.endswith("false")
+    assert lua(NO_PARTITION, {"PER": "job"}) == "true"
 
 
 @pytest.mark.parametrize("field", ["array_inx", "licenses", "dependency", "name"])

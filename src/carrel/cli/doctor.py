@@ -31,6 +31,7 @@ FREE_MIN_BYTES = 2 * 2**30
 _PROGRAMS = ("carrel-enter", "carrel-agent", "carrel-guard", "carrel-hook")
 _PLUGIN = "spank_carrel.so"
 _INCLUDES_MAX = 8
+_AS_NODES = "guests-as-nodes"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +56,7 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
         lambda: _plugstack(settings, slurm),
         lambda: _hooks(slurm),
         lambda: _job_submit(settings, slurm),
+        lambda: _guest_partition(settings, slurm),
         lambda: _controller(settings),
         lambda: _cgroups(slurm),
     )
@@ -311,18 +313,16 @@ def _calls_hook(script: Path) -> bool:
 
 def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
     """Find what asks the bank, and holds jobs of guests that are nodes; the script itself is on slurmctld's host."""
-    wanted = [
-        name
-        for name, used in (("bank.enabled", settings.bank.enabled), ("guest_nodes.hosts", settings.guest_nodes.hosts))
-        if used
-    ]
+    nodes = settings.guest_nodes
+    uses = {"bank.enabled": settings.bank.enabled, "guest_nodes.hosts": nodes.hosts, "guest_nodes.remote": nodes.remote}
+    wanted = [name for name, used in uses.items() if used]
     if not wanted or isinstance(slurm, CarrelError):
         return
     plugins = slurm.get("JobSubmitPlugins", "(null)")
     if "lua" not in plugins.split(","):
         yield _problem(
             f"{' and '.join(wanted)} set, and JobSubmitPlugins = {plugins}: no job is asked about",
-            "JobSubmitPlugins=lua in slurm.conf; see docs/how-to/install.md",
+            f"JobSubmitPlugins=lua in slurm.conf; see docs/how-to/{'bank' if settings.bank.enabled else _AS_NODES}.md",
         )
         return
     beside = Path(settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
@@ -332,6 +332,21 @@ def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterat
         yield _problem(f"JobSubmitPlugins = {plugins}, and no {script}", f"cp {paths.libexec() / script.name} {script}")
     else:
         yield _ok(f"JobSubmitPlugins = {plugins}, for {' and '.join(wanted)}")
+
+
+def _guest_partition(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    name = settings.guest_nodes.partition
+    if isinstance(slurm, CarrelError) or not (settings.guest_nodes.hosts or settings.guest_nodes.remote):
+        return
+    try:
+        asyncio.run(SlurmClient(settings.slurm).ask("scontrol", "-a", "-o", "show", "partition", name))
+    except CarrelError as error:
+        yield _problem(
+            f"partition {name} (guest_nodes.partition), whose nodes are guests, cannot be seen: {error}",
+            f"its lines for slurm.conf are in docs/how-to/{_AS_NODES}.md",
+        )
+    else:
+        yield _ok(f"partition {name} is there for guests that are nodes")
 
 
 def _controller(settings: Config) -> Iterator[Check]:
