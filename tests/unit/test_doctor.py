@@ -59,6 +59,28 @@ def test_hosts_of_guests_that_are_nodes_want_the_plug_in_and_the_partition(tmp_p
     assert not list(doctor._guest_partition(Config(slurm=slurm), {}))
 
 
+def test_the_line_that_is_to_be_added_is_one_that_works(tmp_path: Path) -> None:
+    settings = Config(slurm=Slurm(conf=str(tmp_path / "slurm.conf")))
+    (absent,) = doctor._plugstack(settings, {})
+    line = absent.next.partition(": ")[2]
+    assert "socket=/var/spool/carrel/%n/carreld.sock enter=" in line
+    (tmp_path / "plugstack.conf").write_text(line.partition(" enter=")[0] + "\n")
+    (short,) = doctor._plugstack(settings, {})
+    assert (short.ok, "no enter=" in short.what, short.next.endswith(line)) == (False, True, True)
+    (tmp_path / "plugstack.conf").write_text(line + "\n")
+    (found,) = doctor._plugstack(settings, {})
+    assert "no enter=" not in found.what
+
+
+def test_hooks_are_found_in_the_words_of_every_release(tmp_path: Path) -> None:
+    script = tmp_path / "prolog"
+    script.write_text("exec carrel-hook prolog\n")
+    for slurm in ({"Prolog": str(script)}, {"Prolog[0]": "/bin/true", "Prolog[1]": str(script)}):
+        prolog, epilog = doctor._hooks({**slurm, "PrologFlags": "Alloc", "Epilog": "(null)"})
+        assert (prolog.ok, epilog.ok) == (True, False)
+        assert epilog.next.startswith("Epilog=SCRIPT in slurm.conf, one that runs ")
+
+
 def test_a_controller_that_does_not_answer_is_a_problem_and_stops_no_guest(tmp_path: Path) -> None:
     (silent,) = doctor._controller(Config(controller=Controller(listen=f"unix:{tmp_path}/none.sock")))
     assert not silent.ok
