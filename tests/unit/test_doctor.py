@@ -60,7 +60,9 @@ def test_hosts_of_guests_that_are_nodes_want_the_plug_in_and_the_partition(tmp_p
 
 
 def test_the_line_that_is_to_be_added_is_one_that_works(tmp_path: Path) -> None:
-    settings = Config(slurm=Slurm(conf=str(tmp_path / "slurm.conf")))
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho slurm 22.05.8\n")
+    (tmp_path / "squeue").chmod(0o755)
+    settings = Config(slurm=Slurm(bin_dir=str(tmp_path), conf=str(tmp_path / "slurm.conf")))
     (absent,) = doctor._plugstack(settings, {})
     line = absent.next.partition(": ")[2]
     assert "socket=/var/spool/carrel/%n/carreld.sock enter=" in line

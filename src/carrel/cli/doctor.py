@@ -299,11 +299,14 @@ def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
         if any(_calls_hook(path) for path in _scripts(value)):
             yield _ok(f"{name} = {value} calls carrel-hook")
         else:
-            script = f"one that runs {hook} {name.lower()}"
-            yield _problem(
-                f"{name} = {value} does not call carrel-hook: {late}",
-                f"call {hook} {name.lower()} in it" if given else f"{name}=SCRIPT in slurm.conf, {script}",
+            call, ours = f"{hook} {name.lower()}", hook.with_name(name.lower())  # a checkout has no script of its own
+            new = (
+                f"{name}={ours} in slurm.conf"
+                if ours.exists()
+                else f"{name}=SCRIPT in slurm.conf, one that runs {call}"
             )
+            then = f"call {call} in it" if given else new
+            yield _problem(f"{name} = {value} does not call carrel-hook: {late}", then)
 
 
 def _scripts(value: str) -> list[Path]:
