@@ -2,8 +2,7 @@
 -- covers it: one question over a unix socket, one sentence to the user. slurmctld holds its locks meanwhile, so it waits
 -- no longer than deadline_ms; on silence bank.offline of carrel.toml decides (docs/reference/submit.md).
 
-local unix, clock = require "socket.unix", require("socket").gettime
-local M, VIOLATES_POLICY = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's do
+local M, VIOLATES_POLICY, unix, clock = {}, 2050 -- ESLURM_ACCOUNTING_POLICY; submit and modify return what slurmctld's do
 local MISSES, PAUSE_S = 3, 1 -- after so many silences in a row nobody is asked for so long
 local ASKED = { "account", "array_inx", "cores_per_socket", "cpus_per_task", "cpus_per_tres", "licenses", "max_nodes",
   "mem_per_tres", "min_mem_per_cpu", "min_mem_per_node", "min_nodes", "ntasks_per_core", "ntasks_per_gpu",
@@ -33,6 +32,7 @@ for line in lines(os.getenv("CARREL_CONFIG") or "/etc/carrel/carrel.toml") do
   local value = text and (text:match('^"([^"]*)"') or text:match("^'([^']*)'") or text:match("^[^#%s]*"))
   if section == "bank" and key and settings[key] then settings[key] = value end
 end
+if settings.enabled == "true" then unix, clock = require "socket.unix", require("socket").gettime end -- lua-socket's
 
 -- Returns the words of the answer, or nil: nobody answered in time.
 local function ask(question)

@@ -31,8 +31,11 @@ local function wishes(job)
 	return found
 end
 
-local function refusal(job, wish, partition)
-	if not wish.image then
+local function refusal(job, wish, partition, partitions)
+	if partitions and not partitions[partition] then
+		return "--guest-per=node: this cluster has no partition '" .. partition .. "' that you may use, and its nodes are the guests; "
+			.. "take --guest-per=job, or ask an administrator (docs/how-to/guests-as-nodes.md says what is to be set up)"
+	elseif not wish.image then
 		return "partition " .. partition .. " runs jobs in guests of their own: say --guest=IMAGE"
 	elseif wish.per and wish.per ~= "node" then
 		return "--guest-per=" .. wish.per .. ": partition " .. partition .. " has no other nodes than guests; leave it out"
@@ -49,13 +52,14 @@ local function refusal(job, wish, partition)
 	end
 end
 
--- Returns true where the job goes on, and false where it is refused, after the user was told why.
-function M.submit(job, partition)
+-- Returns true where the job goes on, and false where it is refused, after the user was told why. `partitions` are those
+-- that the user may use, as slurmctld hands them to slurm_job_submit.
+function M.submit(job, partition, partitions)
 	local wish = wishes(job)
 	if wish.per ~= "node" and job.partition ~= partition then
 		return true
 	end
-	local why = refusal(job, wish, partition)
+	local why = refusal(job, wish, partition, partitions)
 	if why then
 		slurm.log_user("carrel: %s", why)
 		return false
@@ -72,9 +76,19 @@ function M.submit(job, partition)
 	return true
 end
 
--- Returns true where the change is allowed. Administrators change what they like.
+-- slurmctld runs as SlurmUser, and this in it.
+local function slurm_user()
+	local file = io.open("/proc/self/status")
+	local text = file and file:read("*a") or ""
+	if file then
+		file:close()
+	end
+	return tonumber(text:match("\nUid:%s+%d+%s+(%d+)"))
+end
+
+-- Returns true where the change is allowed. Root and SlurmUser change what they like: carrelctld is one of them.
 function M.modify(change, job, uid, partition)
-	if uid == 0 or job.partition ~= partition then
+	if uid == 0 or job.partition ~= partition or uid == slurm_user() then
 		return true
 	end
 	local held_by_user = (job.admin_comment or ""):find("held=user", 1, true)

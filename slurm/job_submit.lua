@@ -16,9 +16,9 @@ local function surely(decide)
 	return slurm.ERROR
 end
 
-function slurm_job_submit(job, _, uid)
+function slurm_job_submit(job, partitions, uid)
 	return surely(function()
-		return guest_node.submit(job, PARTITION) and bank.submit(job, uid) or slurm.ERROR
+		return guest_node.submit(job, PARTITION, partitions) and bank.submit(job, uid) or slurm.ERROR
 	end)
 end
 

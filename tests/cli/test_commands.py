@@ -17,7 +17,7 @@ from carrel.cli.job import JobView, advice
 from carrel.config import Controller
 from carrel.daemons import transport, views
 from carrel.errors import RefusedError
-from carrel.model.guest import Counters, Guest
+from carrel.model.guest import Counters, Guest, GuestState
 from carrel.model.report import Event, NodeReport
 from carrel.testing.daemons import ControllerProcess, a_guest, a_report, fake_carreld
 
@@ -296,7 +296,18 @@ def test_the_doctor_says_how_to_start_a_carreld_that_is_silent(node: Path, capsy
     ],
 )
 def test_the_advice_fits_what_is_known(guests: list[Guest] | None, state: Any, next_step: str) -> None:
-    view = JobView(
+    assert next_step in advice(a_job(guests, state))[0]
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "down"])
+def test_nobody_is_sent_to_a_console_that_only_the_guests_driver_has(state: GuestState) -> None:
+    told = advice(a_job([a_guest(state=state)], "running"), consoles=False)
+    assert told
+    assert not any("console" in line for line in told)
+
+
+def a_job(guests: list[Guest] | None, state: Any) -> JobView:
+    return JobView(
         job_id=7,
         run=GUEST,
         cluster="k",
@@ -311,7 +322,6 @@ def test_the_advice_fits_what_is_known(guests: list[Guest] | None, state: Any, n
         time_limit_s=None,
         guests=None if guests is None else [views.guest_view(guest) for guest in guests],
     )
-    assert next_step in advice(view)[0]
 
 
 def test_the_console_of_a_jobs_last_guest_is_found_after_its_end(

@@ -25,11 +25,10 @@ def test_a_report_replaces_the_nodes_last_one() -> None:
 def test_what_guests_use_is_as_last_reported_and_alone_changes_no_guest() -> None:
     known = Board()
     used = Counters(memory_pss_bytes=40, memory_shared_bytes=30)
-    assert known.counters(a_guest()) is None
     known.take(a_report(a_guest(), sent_s=1), now_s=10)
     assert not known.take(msgspec.structs.replace(a_report(a_guest(), sent_s=2), counters={GUEST: used}), now_s=11)
-    assert known.counters(a_guest()) == used
-    assert known.counters(a_guest("c2")) is None
+    known.take(a_report(a_guest("c2"), node="c2"), now_s=11)
+    assert [each.counters for each in known.known()] == [used, None]
 
 
 def test_a_late_report_does_not_bring_back_what_is_gone() -> None:
@@ -57,7 +56,24 @@ def test_guests_of_one_name_on_two_nodes_are_two() -> None:
     known = Board()
     known.take(a_report(a_guest("c1"), node="c1"), now_s=10)
     known.take(a_report(a_guest("c2"), node="c2"), now_s=10)
-    assert [guest.node for guest in known.guests(name="7.1795220388.0")] == ["c1", "c2"]
+    assert [guest.node for guest in known.guests()] == ["c1", "c2"]
+
+
+def test_a_guest_on_a_host_without_a_carreld_is_the_node_that_slurm_knows() -> None:
+    known = Board()
+    far = a_guest("esx-1", per="node", host_name="v1", driver="vsphere")
+    assert known.see("vsphere", (far,))
+    assert not known.see("vsphere", (far,))
+    assert [(each.guest.node, each.host) for each in known.known(uid=1001, job_id=7)] == [("v1", "esx-1")]
+    assert known.guests(uid=1002) == []
+    assert known.see("vsphere", ())
+    assert known.guests() == []
+
+
+def test_the_host_of_a_guest_that_is_a_node_is_the_one_that_reported_it() -> None:
+    known = Board()
+    known.take(a_report(a_guest("v1", per="node"), a_guest("h1"), node="h1"), now_s=10)
+    assert [(each.guest.node, each.host) for each in known.known()] == [("v1", "h1"), ("h1", "")]
 
 
 def test_a_user_sees_his_own_guests_only() -> None:

@@ -158,7 +158,7 @@ def test_an_image_without_a_shell_is_refused(commands: Commands) -> None:
 
 def test_a_guest_that_is_a_node_is_refused_where_a_site_has_none(commands: Commands) -> None:
     assert re.fullmatch(
-        r"carrel: --guest-per=node: c\d is no guest; such jobs run in partition guests, where .*",
+        r"carrel: --guest-per=node: c\d is no guest, and .* partition guests, .* an administrator \(docs/how-to/.*\)",
         commands.refused(f"--guest={IMAGE}", "--guest-per=node"),
     )
 

@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 from carrel.cli import doctor
-from carrel.config import Bank, Config, Controller, Slurm
+from carrel.config import Bank, Config, Controller, GuestNodes, Slurm
 from carrel.errors import UnreachableError
 from carrel.model.sample import SamplerStatus
 
@@ -42,6 +42,45 @@ def test_a_bank_that_nobody_asks_is_a_problem(tmp_path: Path) -> None:
     assert (missing.ok, missing.next.endswith("job_submit.lua")) == (False, True)
     (elsewhere,) = doctor._job_submit(settings, {"JobSubmitPlugins": "lua,throttle", "SlurmctldHost[0]": "head"})
     assert elsewhere.ok
+
+
+def test_hosts_of_guests_that_are_nodes_want_the_plug_in_and_the_partition(tmp_path: Path) -> None:
+    slurm = Slurm(bin_dir=str(tmp_path), conf=str(tmp_path / "slurm.conf"))
+    settings = Config(slurm=slurm, guest_nodes=GuestNodes(remote={"vsphere": "esx-1"}))
+    (unasked,) = doctor._job_submit(settings, {"JobSubmitPlugins": "(null)"})
+    assert "guest_nodes.remote set" in unasked.what
+    assert unasked.next.endswith("guests-as-nodes.md")
+    scontrol = tmp_path / "scontrol"
+    for status, ok in ((1, False), (0, True)):
+        scontrol.write_text(f"#!/bin/sh\necho Partition guests not found >&2\nexit {status}\n")
+        scontrol.chmod(0o755)
+        (found,) = doctor._guest_partition(settings, {})
+        assert (found.ok, "partition guests" in found.what) == (ok, True)
+    assert not list(doctor._guest_partition(Config(slurm=slurm), {}))
+
+
+def test_the_line_that_is_to_be_added_is_one_that_works(tmp_path: Path) -> None:
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho slurm 22.05.8\n")
+    (tmp_path / "squeue").chmod(0o755)
+    settings = Config(slurm=Slurm(bin_dir=str(tmp_path), conf=str(tmp_path / "slurm.conf")))
+    (absent,) = doctor._plugstack(settings, {})
+    line = absent.next.partition(": ")[2]
+    assert "socket=/var/spool/carrel/%n/carreld.sock enter=" in line
+    (tmp_path / "plugstack.conf").write_text(line.partition(" enter=")[0] + "\n")
+    (short,) = doctor._plugstack(settings, {})
+    assert (short.ok, "no enter=" in short.what, short.next.endswith(line)) == (False, True, True)
+    (tmp_path / "plugstack.conf").write_text(line + "\n")
+    (found,) = doctor._plugstack(settings, {})
+    assert "no enter=" not in found.what
+
+
+def test_hooks_are_found_in_the_words_of_every_release(tmp_path: Path) -> None:
+    script = tmp_path / "prolog"
+    script.write_text("exec carrel-hook prolog\n")
+    for slurm in ({"Prolog": str(script)}, {"Prolog[0]": "/bin/true", "Prolog[1]": str(script)}):
+        prolog, epilog = doctor._hooks({**slurm, "PrologFlags": "Alloc", "Epilog": "(null)"})
+        assert (prolog.ok, epilog.ok) == (True, False)
+        assert epilog.next.startswith("Epilog=SCRIPT in slurm.conf, one that runs ")
 
 
 def test_a_controller_that_does_not_answer_is_a_problem_and_stops_no_guest(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a job asked for, from the real Lua to what is read of Slurm's text: whatever its owner calls it."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +25,21 @@ local job = { work_dir = "/", spank_job_env_size = 2, [os.getenv("FIELD")] = os.
   spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node" } }
 io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests")))
 """
+NO_PARTITION = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local job = { spank_job_env_size = 1, spank_job_env = { [0] = "CARREL_JOB_PER=" .. os.getenv("PER") } }
+io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests", { main = {} })))
+"""
 MODIFY = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { partition = "guests", job_id = 7 }
 local change = { [os.getenv("FIELD")] = os.getenv("VALUE") }
 io.write(tostring(dofile(os.getenv("LUA")).modify(change, job, 1001, "guests")))
+"""
+AS_SLURM_USER = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local change, job, uid = { priority = 1 }, { partition = "guests", job_id = 7 }, tonumber(os.getenv("CALLER"))
+io.write(tostring(loadstring(os.getenv("CODE"))().modify(change, job, uid, "guests")))
 """
 
 
@@ -60,6 +71,14 @@ def test_what_names_nodes_that_are_there_is_refused_with_a_sentence(field: str, 
     assert said.endswith("outfalse")
 
 
+def test_a_site_without_the_partition_of_guests_says_so_to_who_needs_it_and_to_nobody_else() -> None:
+    said = lua(NO_PARTITION, {"PER": "node"})
+    assert said.startswith("carrel: --guest-per=node: this cluster has no partition 'guests' that you may use")
+    assert "ask an administrator (docs/how-to/guests-as-nodes.md" in said
+    assert said.endswith("false")
+    assert lua(NO_PARTITION, {"PER": "job"}) == "true"
+
+
 @pytest.mark.parametrize("field", ["array_inx", "licenses", "dependency", "name"])
 def test_arrays_and_what_says_when_a_job_runs_are_its_owners_to_choose(field: str) -> None:
     assert lua(SUBMIT, {"FIELD": field, "VALUE": "1"}) == "true"
@@ -71,3 +90,16 @@ def test_arrays_and_what_says_when_a_job_runs_are_its_owners_to_choose(field: st
 )
 def test_what_a_job_was_admitted_by_is_not_its_owners_to_change(field: str) -> None:
     assert "scancel it and submit it anew" in lua(MODIFY, {"FIELD": field, "VALUE": "1"})
+
+
+def test_what_a_job_was_admitted_by_is_roots_to_change_and_slurm_users_who_may_be_carrelctld() -> None:
+    own = os.getuid()
+    uid = own or 65534  # root would be let through by its number
+    as_slurm_user = [] if own else ["setpriv", f"--reuid={uid}", "--clear-groups", "--"]
+    command = [*as_slurm_user, "lua5.1", "-e", AS_SLURM_USER]
+    said = {
+        caller: process.run(command, env={"CODE": LUA.read_text(), "CALLER": str(caller)})
+        for caller in (0, uid, uid + 1)
+    }
+    assert (said[0], said[uid]) == ("true", "true")
+    assert said[uid + 1].endswith("submit it anewfalse")

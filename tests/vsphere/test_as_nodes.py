@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,12 @@ class Site:
     def events(self, job_id: int) -> list[str]:
         lines = self.box.run(["carrel", "job", "events", str(job_id), "--json"]).stdout.splitlines()
         return [f"{each['what']}: {each['text']}" for each in map(json.loads, lines)]
+
+    def listed(self, job_id: int, *, user: User | None = None) -> list[dict[str, Any]]:
+        words = ["carrel", "guest", "list", "--job", str(job_id), "--json"]
+        found = self.box.run(words, user=user.name if user else None)
+        assert found.returncode == 0, found.stderr
+        return [json.loads(line) for line in found.stdout.splitlines()]
 
     def reservations(self) -> list[str]:
         return re.findall(r"ReservationName=(\S+)", self.box.run(["scontrol", "-o", "show", "reservation"]).stdout)
@@ -192,6 +199,32 @@ def test_a_job_runs_in_a_machine_that_is_its_own_node_and_both_are_gone_afterwar
     words = [line.partition(":")[0] for line in site.events(job_id)]
     wanted = ["guest-placed", "guest-starting", "guest-ready", "job-released"]
     assert [word for word in words if word in wanted] == wanted
+
+
+def test_a_guest_is_listed_and_shown_as_any_other_but_for_its_console(site: Site, user: User) -> None:
+    job_id, _ = submit(site.box, "#!/bin/sh\nsleep 60\n", *OPTIONS, user=user)
+    wait_for(lambda: site.of_job(job_id, "%T") == "RUNNING")
+    (machine,) = site.machines()
+    (guest,) = site.listed(job_id, user=user)
+    words = ("job_id", "node", "host", "state", "user", "image_name", "clone", "driver", "address", "cpus", "reason")
+    node = site.of_job(job_id, "%N")
+    known = (job_id, node, machine.host, "ready", user.name, "static", "full", "vsphere", machine.address, 1, "")
+    assert tuple(guest[word] for word in words) == known
+    shown = site.box.run(["carrel", "guest", "show", str(job_id)], user=user.name).stdout
+    assert re.search(rf"^host +{machine.host}$", shown, re.MULTILINE)
+    assert f"ready after {guest['boot_s']:.1f} s" in shown
+    assert guest["name"] in site.box.run(["carrel", "guest", "list"]).stdout
+    for verb, next_step in (("console", f"carrel job events {job_id}"), ("destroy", f"scancel {job_id}")):
+        refused = site.box.run(["carrel", "guest", verb, str(job_id)], user=user.name)
+        assert refused.returncode == 4
+        assert f"is a machine on host {machine.host}" in refused.stderr
+        assert refused.stderr.endswith(f": {next_step}\n")
+    assert "its console" not in site.box.run(["carrel", "job", "show", str(job_id)]).stdout
+    site.vcenter.gone = True
+    wait_for(lambda: "as last seen: vCenter 127.0.0.1 did not answer" in site.listed(job_id)[0]["reason"])
+    site.vcenter.gone = False
+    site.box.run(["scancel", str(job_id)])
+    wait_for(lambda: not site.listed(job_id))
 
 
 def test_a_job_of_several_nodes_gets_several_machines(site: Site, user: User) -> None:

@@ -192,23 +192,24 @@ def measured(settings: Config, found: Sequence[views.GuestView]) -> list[views.G
 
 def _local_guests(settings: Config) -> list[views.GuestView]:
     return [
-        views.guest_view(guest)
-        for found in _each_local(settings, "list")
+        views.guest_view(guest, host=node if guest.per == "node" else "")
+        for node, found in _each_local(settings, "list")
         for guest in transport.converted(found, list[Guest], whose="carreld")
+        if guest.per != "node" or guest.node != node  # its host lists it too
     ]
 
 
 def _local_reports(settings: Config) -> list[NodeReport]:
-    return [transport.converted(found, NodeReport, whose="carreld") for found in _each_local(settings, "status")]
+    return [transport.converted(found, NodeReport, whose="carreld") for _, found in _each_local(settings, "status")]
 
 
-def _each_local(settings: Config, verb: str) -> Sequence[object]:
-    """Ask every carreld here; one that does not answer is named, and the others still count."""
+def _each_local(settings: Config, verb: str) -> Sequence[tuple[str, object]]:
+    """Ask every carreld here, by its node; one that does not answer is named, and the others still count."""
     found = []
     problem: CarrelError | None = None
     for node in local_nodes(settings):
         try:
-            found.append(ask_node(settings, node, verb))
+            found.append((node, ask_node(settings, node, verb)))
         except UnreachableError as error:
             problem = error
             output.say(f"node {node} left out: {error}")

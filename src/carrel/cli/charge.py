@@ -31,7 +31,8 @@ def list_(
     account: Annotated[str, Parameter(show_default=False, help="Only this account's.")] = "",
     user: Annotated[str, Parameter(show_default=False, help="Only this user's.")] = "",
     state: Annotated[
-        tuple[MoneyState, ...], Parameter(negative="", consume_multiple=True, help="Only in one of these states.")
+        tuple[MoneyState, ...],
+        Parameter(negative="", consume_multiple=True, show_default=False, help="Only in one of these states."),
     ] = (),
     limit: Annotated[int, Parameter(validator=Number(gte=1), help="Show at most so many, the newest.")] = SHOWN,
     json: Json = False,

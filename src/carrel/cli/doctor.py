@@ -31,6 +31,7 @@ FREE_MIN_BYTES = 2 * 2**30
 _PROGRAMS = ("carrel-enter", "carrel-agent", "carrel-guard", "carrel-hook")
 _PLUGIN = "spank_carrel.so"
 _INCLUDES_MAX = 8
+_AS_NODES = "guests-as-nodes"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +56,7 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
         lambda: _plugstack(settings, slurm),
         lambda: _hooks(slurm),
         lambda: _job_submit(settings, slurm),
+        lambda: _guest_partition(settings, slurm),
         lambda: _controller(settings),
         lambda: _cgroups(slurm),
     )
@@ -181,7 +183,8 @@ def _images(settings: Config) -> Iterator[Check]:
         names = Store(store).names()
         free_bytes = shutil.disk_usage(store).free
     except (OSError, CarrelError) as error:
-        yield _problem(f"image store {store}: {error}", "carrel image build debian12, or set images.store")
+        why = error.strerror if isinstance(error, OSError) else error
+        yield _problem(f"image store {store}: {why}", "carrel image build debian12, or set images.store")
         return
     if names:
         yield _ok(f"image store {store}: {', '.join(names)}")
@@ -244,10 +247,17 @@ def _plugstack(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterato
     conf = "" if isinstance(slurm, CarrelError) else slurm.get("PlugStackConfig", "")
     beside = settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf")
     path = Path(conf) if conf.startswith("/") else Path(beside).with_name("plugstack.conf")
-    line = f"required {paths.libexec() / _PLUGIN}"
-    loaded = next(iter(_plugins(path)), None)
-    if loaded is None:
+    arguments = {"socket=": settings.node.path("%n") / "carreld.sock", "enter=": paths.libexec() / "carrel-enter"}
+    line = " ".join(
+        ["required", str(paths.libexec() / _PLUGIN), *(f"{key}{value}" for key, value in arguments.items())]
+    )
+    words = next(_plugins(path), None)
+    if words is None:
         yield _problem(f"{path} loads no {_PLUGIN}", f"add this line to it: {line}")
+        return
+    loaded = Path(words[0])
+    if missing := [key for key in arguments if not any(word.startswith(key) for word in words[1:])]:
+        yield _problem(f"{path} gives {loaded} no {' and no '.join(missing)}", f"make the line: {line}")
         return
     try:
         built = version.built_for(loaded)
@@ -263,8 +273,8 @@ def _plugstack(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterato
         yield _ok(f"{path} loads {loaded}, built for Slurm {built}")
 
 
-def _plugins(path: Path, depth: int = 0) -> Iterator[Path]:
-    """Yield the paths of our plug-in in a plugstack.conf and in what it includes."""
+def _plugins(path: Path, depth: int = 0) -> Iterator[list[str]]:
+    """Yield our plug-in's path and its arguments, as in a plugstack.conf and what it includes."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -275,7 +285,7 @@ def _plugins(path: Path, depth: int = 0) -> Iterator[Path]:
             for other in sorted(pattern.parent.glob(pattern.name)):
                 yield from _plugins(other, depth + 1)
         elif len(words) >= 2 and words[0] in {"required", "optional"} and Path(words[1]).name == _PLUGIN:
-            yield Path(words[1])
+            yield words[1:]
 
 
 def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
@@ -283,17 +293,26 @@ def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
         return
     hook = paths.libexec() / "carrel-hook"
     for name, late in (("Prolog", "guests start late"), ("Epilog", "the node is handed on before its guest is gone")):
-        value = slurm.get(name, "(null)")
+        # Releases in which a site may have several number them: Prolog[0].
+        given = [value for key, value in slurm.items() if key.partition("[")[0] == name and value != "(null)"]
+        value = ",".join(given) or "(null)"
         if any(_calls_hook(path) for path in _scripts(value)):
             yield _ok(f"{name} = {value} calls carrel-hook")
         else:
-            yield _problem(f"{name} = {value} does not call carrel-hook: {late}", f"call {hook} {name.lower()} in it")
+            call, ours = f"{hook} {name.lower()}", hook.with_name(name.lower())  # a checkout has no script of its own
+            new = (
+                f"{name}={ours} in slurm.conf"
+                if ours.exists()
+                else f"{name}=SCRIPT in slurm.conf, one that runs {call}"
+            )
+            then = f"call {call} in it" if given else new
+            yield _problem(f"{name} = {value} does not call carrel-hook: {late}", then)
 
 
 def _scripts(value: str) -> list[Path]:
     """Slurm takes a path, a pattern, or (later releases) several with commas between."""
     found: list[Path] = []
-    for item in value.replace("(null)", "").split(","):
+    for item in value.split(","):
         path = Path(item.strip())
         if path.is_absolute():
             found += sorted(path.parent.glob(path.name))
@@ -311,18 +330,16 @@ def _calls_hook(script: Path) -> bool:
 
 def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
     """Find what asks the bank, and holds jobs of guests that are nodes; the script itself is on slurmctld's host."""
-    wanted = [
-        name
-        for name, used in (("bank.enabled", settings.bank.enabled), ("guest_nodes.hosts", settings.guest_nodes.hosts))
-        if used
-    ]
+    nodes = settings.guest_nodes
+    uses = {"bank.enabled": settings.bank.enabled, "guest_nodes.hosts": nodes.hosts, "guest_nodes.remote": nodes.remote}
+    wanted = [name for name, used in uses.items() if used]
     if not wanted or isinstance(slurm, CarrelError):
         return
     plugins = slurm.get("JobSubmitPlugins", "(null)")
     if "lua" not in plugins.split(","):
         yield _problem(
             f"{' and '.join(wanted)} set, and JobSubmitPlugins = {plugins}: no job is asked about",
-            "JobSubmitPlugins=lua in slurm.conf; see docs/how-to/install.md",
+            f"JobSubmitPlugins=lua in slurm.conf; see docs/how-to/{'bank' if settings.bank.enabled else _AS_NODES}.md",
         )
         return
     beside = Path(settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
@@ -332,6 +349,21 @@ def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterat
         yield _problem(f"JobSubmitPlugins = {plugins}, and no {script}", f"cp {paths.libexec() / script.name} {script}")
     else:
         yield _ok(f"JobSubmitPlugins = {plugins}, for {' and '.join(wanted)}")
+
+
+def _guest_partition(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
+    name = settings.guest_nodes.partition
+    if isinstance(slurm, CarrelError) or not (settings.guest_nodes.hosts or settings.guest_nodes.remote):
+        return
+    try:
+        asyncio.run(SlurmClient(settings.slurm).ask("scontrol", "-a", "-o", "show", "partition", name))
+    except CarrelError as error:
+        yield _problem(
+            f"partition {name} (guest_nodes.partition), whose nodes are guests, cannot be seen: {error}",
+            f"its lines for slurm.conf are in docs/how-to/{_AS_NODES}.md",
+        )
+    else:
+        yield _ok(f"partition {name} is there for guests that are nodes")
 
 
 def _controller(settings: Config) -> Iterator[Check]:

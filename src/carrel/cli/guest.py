@@ -83,6 +83,11 @@ def console(
     except NotFoundError:
         _print_held(settings, _last_name(settings, guest), node)
         return
+    if is_remote(settings, one):
+        raise RefusedError(
+            f"guest {one.name} is a machine on host {one.host}, and {one.driver} alone has its console; "
+            f"what carrel did for it: carrel job events {one.job_id}"
+        )
     path = Path(one.console)
     if one.console and _readable(path):
         output.say(f"console of {one.name} on {one.node}: {path}")
@@ -124,8 +129,13 @@ def destroy(guest: GuestOrJob, /, *, node: OnNode = "") -> None:
     """Destroy a guest, with everything that runs in it. Its job goes on without, and usually fails."""
     settings = config.load()
     one = _one(_find(settings, guest, node), guest)
+    if is_remote(settings, one):
+        raise RefusedError(
+            f"guest {one.name} is a machine on host {one.host}, where no carreld is; it goes with its job: "
+            f"scancel {one.job_id}"
+        )
     if one.node not in api.local_nodes(settings):
-        raise RefusedError(f"guest {one.name} is on node {one.node}; run there: carrel guest destroy {one.name}")
+        raise RefusedError(f"guest {one.name} is on {_place(one)}; run there: carrel guest destroy {one.name}")
     api.ask_node(settings, one.node, "destroy", guest=one.name)
 
 
@@ -137,13 +147,15 @@ def describe(guest: views.GuestView, *, indent: str = "", timing: bool = False) 
         [
             ("guest", guest.name),
             ("node", guest.node),
+            ("host", guest.host),
+            ("address", guest.address),
             ("state", guest.state),
             ("reason", guest.reason),
             ("job", guest.job_id),
             ("step", guest.step),
             ("task", guest.task if guest.task >= 0 else ""),
             ("user", guest.user),
-            ("image", f"{guest.image_name} {guest.image[:19]}".strip()),
+            ("image", " ".join(dict.fromkeys([guest.image_name, guest.image[:19]])).strip()),
             ("clone", f"{guest.clone} ({guest.clone_why})" if guest.clone_why else guest.clone),
             ("driver", guest.driver),
             ("accelerator", accelerator),
@@ -161,6 +173,16 @@ def describe(guest: views.GuestView, *, indent: str = "", timing: bool = False) 
     if timing:
         print()
         output.bars(_phases(guest), unit="ms", indent=indent)
+
+
+def is_remote(settings: Config, guest: views.GuestView) -> bool:
+    """Tell whether a guest was made from carrelctld, on a host that carries no carreld."""
+    return guest.driver in settings.guest_nodes.remote
+
+
+def _place(guest: views.GuestView) -> str:
+    """Return where a guest's carreld is, in words."""
+    return f"host {guest.host}" if guest.host else f"node {guest.node}"
 
 
 def _used(guest: views.GuestView) -> str:

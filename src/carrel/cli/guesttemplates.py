@@ -16,7 +16,9 @@ from carrel.model.template import GuestTemplate
 
 File = Annotated[Path | None, Parameter(help="The template file; by default drivers.vsphere.template_file.")]
 Section = Annotated[str, Parameter(show_default=False, help="Show every key of this section.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="For programs.")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON: one object per line.")
+]
 
 
 class TemplateRow(msgspec.Struct, frozen=True, kw_only=True):

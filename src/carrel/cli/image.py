@@ -23,7 +23,9 @@ app = App(name="image", help="Images that guests are cloned from.")
 app.command(templates.warm)
 app.command(templates.templates)
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="For programs.")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON: one object per line.")
+]
 Name = Annotated[str, Parameter(help="A name, a hash, or at least six digits that only one hash begins with.")]
 
 _MIB = 2**20
@@ -37,9 +39,13 @@ def _store() -> Store:
 def build(
     recipe: Annotated[str, Parameter(help="What to build: debian12.")],
     *,
-    name: Annotated[str, Parameter(help="What to call it; the recipe's name by default.")] = "",
-    include: Annotated[str, Parameter(help="More packages of the distribution, separated by commas.")] = "",
-    force: Annotated[bool, Parameter(negative="", help="Build again, with the packages of today.")] = False,
+    name: Annotated[str, Parameter(show_default=False, help="What to call it; the recipe's name by default.")] = "",
+    include: Annotated[
+        str, Parameter(show_default=False, help="More packages of the distribution, separated by commas.")
+    ] = "",
+    force: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Build again, with the packages of today.")
+    ] = False,
 ) -> None:
     """Build an image from a distribution's packages, and fetch the guests' kernel. Does nothing if it is there."""
     store, what = _store(), recipe_of(recipe)

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 
 from carrel import config
 from carrel.cli import api, output, samples
-from carrel.cli.guest import JobId, Json, Timing, describe
+from carrel.cli.guest import JobId, Json, Timing, describe, is_remote
 from carrel.cli.plot import plot
 from carrel.cli.report import array_lines, lines
 from carrel.cli.samples import JobName
@@ -105,7 +105,8 @@ def show(job: JobId, /, *, timing: Timing = False, json: Json = False) -> None:
         print()
         describe(guest, indent="  ", timing=timing)
     print()
-    for line in advice(view):
+    consoles = not any(is_remote(settings, guest) for guest in view.guests or ())
+    for line in advice(view, consoles=consoles):
         print(f"next: {line}")
 
 
@@ -192,21 +193,20 @@ def enter(
         raise CarrelError(f"{srun}: {error.strerror}; is slurm.bin_dir right? see: carrel config show") from error
 
 
-def advice(job: JobView) -> list[str]:
-    """Return what a person may want to do next, as sentences."""
+def advice(job: JobView, *, consoles: bool = True) -> list[str]:
+    """Return what a person may want to do next, as sentences; ``consoles``: those of its guests can be read here."""
     if job.guests is None:
         return ["whether it has guests cannot be told now; on a node: carrel node check"]
-    down = [guest for guest in job.guests if guest.state == "down"]
-    if down:
+    happened = f"carrel job events {job.job_id}"
+    if down := [guest for guest in job.guests if guest.state == "down"]:
         name, node = down[0].name, down[0].node
-        return [
-            f"see why the guest on {node} ended: carrel guest console {name} --node {node}",
-            f"see what happened before: carrel job events {job.job_id}",
-        ]
+        end = [f"see why the guest on {node} ended: carrel guest console {name} --node {node}"] if consoles else []
+        return [*end, f"see what happened before: {happened}"]
     if any(guest.state == "starting" for guest in job.guests):
-        return [f"watch it start: carrel guest console {job.job_id} --follow"]
+        return [f"watch it start: {f'carrel guest console {job.job_id} --follow' if consoles else happened}"]
     if job.guests:
-        return [f"enter it: carrel job enter {job.job_id}", f"its console: carrel guest console {job.job_id}"]
+        enter = f"enter it: carrel job enter {job.job_id}"
+        return [enter, f"its console: carrel guest console {job.job_id}"] if consoles else [enter]
     match job.state:
         case "pending":
             return [f"it waits for Slurm: squeue --start -j {job.job_id}"]

@@ -25,9 +25,11 @@ def import_ldms(
     | None = None,
     /,
     *,
-    user: Annotated[str, Parameter(help="Whose job it was; by default yours.")] = "",
-    node: Annotated[str, Parameter(help="Of which node the files are; needed with files.")] = "",
-    submitted: Annotated[int, Parameter(help="When the run was submitted, in seconds since 1970.")] = 0,
+    user: Annotated[str, Parameter(show_default=False, help="Whose job it was; by default yours.")] = "",
+    node: Annotated[str, Parameter(show_default=False, help="Of which node the files are; needed with files.")] = "",
+    submitted: Annotated[
+        int, Parameter(show_default=False, help="When the run was submitted, in seconds since 1970.")
+    ] = 0,
     root: Annotated[Path | None, Parameter(help="Where to; by default metrics.root.")] = None,
 ) -> None:
     """Make files of a job that LDMS sampled, for carrel job report, carrel job plot and carrel.load."""

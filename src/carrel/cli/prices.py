@@ -22,7 +22,12 @@ from carrel.slurm import facts
 
 File = Annotated[Path | None, Parameter(help="The price book; by default the one in force.")]
 Name = Annotated[str, Parameter(help="Name of the version that is made; charges will carry it.")]
-From = Annotated[str, Parameter(name="--valid-from", help="First day of the version, as 2026-01-01; today by default.")]
+From = Annotated[
+    str,
+    Parameter(
+        name="--valid-from", show_default=False, help="First day of the version, as 2026-01-01; today by default."
+    ),
+]
 
 app = App(name="prices", help="What an hour of each resource costs.")
 

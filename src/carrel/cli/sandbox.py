@@ -23,13 +23,22 @@ _TERM_TIMEOUT_S = 10.0
 Nodes = Annotated[int, Parameter(help="Number of nodes: c1, c2, …")]
 Dir = Annotated[Path | None, Parameter(help="Its directory: absent or empty, on a short path.")]
 Hosts = Annotated[int, Parameter(help="How many hypervisor hosts: guests on them are Slurm nodes (--guest-per=node).")]
-Netns = Annotated[bool, Parameter(negative=(), help="Own network and host name for each node. Needs root.")]
-Slurmdbd = Annotated[bool, Parameter(negative=(), help="With accounting: MariaDB, slurmdbd, the account demo.")]
+Netns = Annotated[
+    bool, Parameter(negative=(), show_default=False, help="Own network and host name for each node. Needs root.")
+]
+Slurmdbd = Annotated[
+    bool, Parameter(negative=(), show_default=False, help="With accounting: MariaDB, slurmdbd, the account demo.")
+]
 Bank = Annotated[
     bool,
-    Parameter(negative=(), help="With the bank: jobs are priced, refused and charged; the account demo has 1000 SU."),
+    Parameter(
+        negative=(),
+        show_default=False,
+        help="With the bank: jobs are priced, refused and charged; the account demo has 1000 SU.",
+    ),
 ]
 Proctrack = Annotated[Literal["linuxproc", "cgroup"], Parameter(help="cgroup: jobs are confined too. Needs root.")]
+Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print JSON: one object.")]
 Guests = Annotated[bool | None, Parameter(negative="--no-guests", help="With carreld and carrelctld. Needs root.")]
 
 
@@ -128,7 +137,7 @@ def shell(*, dir: Dir = None) -> int:  # noqa: A002  # the option's name
 
 
 @app.command
-def status(*, dir: Dir = None, json: Annotated[bool, Parameter(negative=())] = False) -> None:  # noqa: A002  # as above
+def status(*, dir: Dir = None, json: Json = False) -> None:  # noqa: A002  # as above
     """Show the daemons of the cluster."""
     facts = Remote(_directory(dir)).facts()
     if json:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from carrel.drivers.qemu.stock import Made, Standing, Stock
     from carrel.drivers.qemu.templates import Template
 
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="For programs.")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON: one object per line.")
+]
 
 _SIZE = re.compile(r"([0-9]+)([KMGT]?)B?", re.IGNORECASE)
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -148,18 +148,17 @@ async def host_report(
 @get("/v1/guests", summary="Guests that the caller may see")
 async def list_guests(request: AnyRequest, job: FromQuery[int | None] = None) -> list[views.GuestView]:
     uid = await _caller(request)
-    board = request.app.state.service.board
-    return [views.guest_view(guest, board.counters(guest)) for guest in board.guests(uid=uid, job_id=job)]
+    found = request.app.state.service.board.known(uid=uid, job_id=job)
+    return [views.guest_view(guest, counters, host=host) for guest, host, counters in found]
 
 
 @get("/v1/guests/{name:str}", summary="The guests of this name: one on each of the job's nodes")
 async def show_guest(request: AnyRequest, name: FromPath[str]) -> list[views.GuestView]:
     uid = await _caller(request)
-    board = request.app.state.service.board
-    found = board.guests(uid=uid, name=name)
+    found = request.app.state.service.board.known(uid=uid, name=name)
     if not found:
         raise NotFoundError(f"no guest {name!r}; see: carrel guest list")
-    return [views.guest_view(guest, board.counters(guest)) for guest in found]
+    return [views.guest_view(guest, counters, host=host) for guest, host, counters in found]
 
 
 @get("/v1/nodes", summary="Nodes that have reported")

@@ -28,12 +28,25 @@ class Heard(NamedTuple):
     at_s: float
 
 
+class Known(NamedTuple):
+    """A guest, and who told of it."""
+
+    guest: Guest
+    """Its ``node`` is Slurm's name of the node that it is on, or is."""
+    host: str
+    """What carries it, where it is a node itself; empty: its node does."""
+    counters: Counters | None
+    """What it used when that was last read; None: it was not."""
+
+
 class Board:
     """The last report of each node, the last events of each job, the end of each console; all bounded."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
         self.nodes: dict[str, Heard] = {}
+        self._remote: dict[str, list[Known]] = {}
+        """Guests on hosts without a carreld, by the driver that found them there."""
         self._events: OrderedDict[int, deque[Event]] = OrderedDict()
         self._consoles: OrderedDict[tuple[str, str], str] = OrderedDict()
 
@@ -56,24 +69,38 @@ class Board:
             self._consoles.popitem(last=False)
         return before is None or before.report.guests != report.guests
 
+    def see(self, driver: str, guests: tuple[Guest, ...]) -> bool:
+        """Put what a driver found on hosts without a carreld in the place of what it found last.
+
+        Returns:
+            Whether anything has changed.
+        """
+        before = self._remote.get(driver, [])
+        # To its driver, the node is where it was put; to Slurm, it is the node.
+        now = [
+            Known(msgspec.structs.replace(guest, node=guest.host_name or guest.node), guest.node, None)
+            for guest in guests
+        ]
+        self._remote[driver] = now
+        return before != now
+
     def note(self, event: Event) -> None:
         """Take an event of the controller's own."""
         self._add_events([event])
 
-    def guests(self, *, uid: int = EVERYBODY, job_id: int | None = None, name: str | None = None) -> list[Guest]:
-        """Return the guests that ``uid`` may see, by job and name where given."""
-        return [
-            guest
-            for guest in self._all_guests()
-            if _may_see(guest.uid, uid)
-            and (job_id is None or (guest.run is not None and guest.run.job_id == job_id))
-            and (name is None or guest.name == name)
-        ]
+    def guests(self, *, uid: int = EVERYBODY, job_id: int | None = None) -> list[Guest]:
+        """Return the guests that ``uid`` may see, by job where given."""
+        return [known.guest for known in self.known(uid=uid, job_id=job_id)]
 
-    def counters(self, guest: Guest) -> Counters | None:
-        """Return what a guest used when its node last read that; None: it did not."""
-        heard = self.nodes.get(guest.node)
-        return heard.report.counters.get(guest.name) if heard else None
+    def known(self, *, uid: int = EVERYBODY, job_id: int | None = None, name: str | None = None) -> list[Known]:
+        """Return what is known of the guests that ``uid`` may see, by job and name where given."""
+        return [
+            known
+            for known in self._all()
+            if _may_see(known.guest.uid, uid)
+            and (job_id is None or (known.guest.run is not None and known.guest.run.job_id == job_id))
+            and (name is None or known.guest.name == name)
+        ]
 
     def events(self, job_id: int, *, uid: int = EVERYBODY) -> list[Event]:
         """Return what happened to a job, oldest first. Job ids come back: each event has its own owner."""
@@ -97,22 +124,26 @@ class Board:
         The owner is that of the guest, or of an event about it, as a guest that went down leaves the list first.
         """
         owners = {(event.node, event.guest): event.uid for ring in self._events.values() for event in ring}
-        owners |= {(known.node, known.name): known.uid for known in self._all_guests()}
+        owners |= {(each.node, each.name): each.uid for each, _, _ in self._all()}
         return [
             (node, text)
             for (node, name), text in self._consoles.items()
             if name == guest and _may_see(owners.get((node, name), -1), uid)
         ]
 
-    def _all_guests(self) -> Iterator[Guest]:
+    def _all(self) -> Iterator[Known]:
         for node in sorted(self.nodes):
-            yield from self.nodes[node].report.guests
+            report = self.nodes[node].report
+            for guest in report.guests:
+                yield Known(guest, node if guest.per == "node" else "", report.counters.get(guest.name))
+        for driver in sorted(self._remote):
+            yield from self._remote[driver]
 
     def _owned(self, event: Event, guests: Sequence[Guest]) -> Event:
         """Give an event whose owner was not told that of its guest, or of the job's guest."""
         if event.uid >= 0 or not event.job_id:
             return event
-        known = (*guests, *self._all_guests())
+        known = (*guests, *self.guests())
         jobs = {guest.run.job_id: guest.uid for guest in known if guest.run is not None}
         uid = {guest.name: guest.uid for guest in known}.get(event.guest, jobs.get(event.job_id, -1))
         return msgspec.structs.replace(event, uid=uid)

@@ -12,6 +12,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from carrel.daemons.hosts import HostDesk
 from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
 from carrel.errors import CarrelError
+from carrel.model.guest import Guest
 from carrel.slurm.client import SlurmClient
 
 _LOG = logging.getLogger("carrelctld")
@@ -59,7 +61,10 @@ class Controller:
         self.desk = HostDesk(settings.placement, self.board, silent_after_s=self._silent_after_s)
         self._reconciler: Reconciler | None = None
         remote = settings.guest_nodes.remote
-        self._deputies = {name: Deputy(name, hosts, settings, tell=self.board.note) for name, hosts in remote.items()}
+        self._deputies = {
+            name: Deputy(name, hosts, settings, tell=self.board.note, show=partial(self._see, name))
+            for name, hosts in remote.items()
+        }
         if settings.guest_nodes.hosts or remote:
             self._reconciler = Reconciler(settings, self.desk.admission, tell=self.board.note, remotes=self._deputies)
 
@@ -144,6 +149,10 @@ class Controller:
             else:
                 self._addresses = {node: await _resolved(address) for node, address in named.items()}
         return self._addresses
+
+    def _see(self, driver: str, guests: tuple[Guest, ...]) -> None:
+        if self.board.see(driver, guests):
+            self._changed.set()
 
     async def _keep_maps(self) -> None:
         """Write maps as guests change. What an earlier controller wrote waits until each node could report."""

@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
+import msgspec
+
 from carrel.config import Config
 from carrel.core.guestconf import ClusterFacts, cluster_facts
 from carrel.daemons.carrier import Carrier
-from carrel.daemons.farguest import FarGuest, order_of
+from carrel.daemons.farguest import FarGuest, far_name, order_of
 from carrel.daemons.guestlogs import keep_pruned
 from carrel.daemons.journal import one_line
 from carrel.daemons.loading import load_driver
@@ -47,6 +49,7 @@ class Deputy:
         settings: Config,
         *,
         tell: Callable[[Event], None],
+        show: Callable[[tuple[Guest, ...]], None],
         driver: RemoteDriver | None = None,
         slurm: SlurmClient | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class Deputy:
             hosts: Names of hosts, as Slurm writes them.
             settings: The site's.
             tell: Takes what happened, for ``carrel job events``.
+            show: Takes all guests that are there, whenever that may have changed, for ``carrel guest list``.
             driver: The driver; loaded by its name, if none is given.
             slurm: Slurm; that of the settings, if none is given.
         """
@@ -64,6 +68,7 @@ class Deputy:
         self._name = name
         self._hosts = frozenset(hostlist.expand(hosts))
         self._tell = tell
+        self._show = show
         self._slurm = slurm or SlurmClient(settings.slurm)
         self._driver = driver
         self._tasks = asyncio.TaskGroup()
@@ -73,6 +78,8 @@ class Deputy:
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._gone_s: dict[str, float] = {}
         """When guests were destroyed, by the loop's clock: a look that began earlier may still have seen them."""
+        self._found: dict[str, Guest] = {}
+        """What the last look found, by name."""
         self._cluster: tuple[float, ClusterFacts] | None = None
 
     # -- for the reconcile loop ----------------------------------------------------------------------------------
@@ -122,20 +129,28 @@ class Deputy:
         """
         await self.driver.destroy(name)
         self._gone_s[name] = asyncio.get_running_loop().time()
+        self._publish()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin what goes on beside the caller; it ends with ``run``, and raises nothing."""
         return self._tasks.create_task(work)
 
     def changed(self, guest: FarGuest) -> None:
-        """Tell the controller of this at once."""
+        """Tell the controller, and who asks for guests, of this at once."""
+        self._publish()
         self._carriers[guest.order.host].look()
 
     def say(self, order: NodeOrder, what: str, text: str) -> None:
         """Note what happened to a guest of a job."""
         _LOG.info("%s: %s job=%d guest=%s host=%s", what, text, order.run.job_id, order.node, order.host)
         event = Event(
-            time_s=time.time(), node=order.host, what=what, text=one_line(text), job_id=order.run.job_id, uid=order.uid
+            time_s=time.time(),
+            node=order.host,
+            what=what,
+            text=one_line(text),
+            job_id=order.run.job_id,
+            guest=far_name(order),
+            uid=order.uid,
         )
         self._tell(event)
 
@@ -184,6 +199,7 @@ class Deputy:
         if not self._why_silent:
             _LOG.warning("%s; its hosts get no guests meanwhile", why)
         self._why_silent = why
+        self._publish()
         for carrier in self._carriers.values():
             carrier.changed.set()  # a question that waits would speak for them
 
@@ -200,6 +216,24 @@ class Deputy:
             for far in carrier.staying():
                 far.saw(known.get(far.guest_name), began_s=began_s)
             carrier.look()
+        self._found = known
+        self._publish()
+
+    def _publish(self) -> None:
+        """Show the guests that are there, each by the newest that is known of it."""
+        found, carried = dict(self._found), [far for each in self._carriers.values() for far in each.carried.values()]
+        for far in carried:
+            if far.seen is not None:
+                found[far.guest_name] = far.seen
+        whys = {far.guest_name: far.why for far in carried}
+        as_of = f"as last seen: {self._why_silent}" if self._why_silent else ""
+        self._show(
+            tuple(
+                msgspec.structs.replace(guest, reason=as_of or guest.reason or whys.get(name, ""))
+                for name, guest in sorted(found.items())
+                if name not in self._gone_s
+            )
+        )
 
     def _carrier(self, host: str, exchange: Exchange) -> Carrier[FarGuest]:
         async def ask(guests: tuple[GuestNode, ...], digest: str) -> Orders:

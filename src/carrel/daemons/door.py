@@ -193,8 +193,9 @@ class Door:
         if asked.per == "node":
             where = self._node.config.guest_nodes.partition
             raise RefusedError(
-                f"--guest-per=node: {self._node.name} is no guest; such jobs run in partition {where}, where a "
-                "site has one and its job_submit.lua sends them there"
+                f"--guest-per=node: {self._node.name} is no guest, and job_submit.lua of this site sends no job to "
+                f"partition {where}, whose nodes are; take --guest-per=job, or ask an administrator "
+                "(docs/how-to/guests-as-nodes.md says what is to be set up)"
             )
         driver_name = asked.driver or settings.driver
         self._require_driver(driver_name)

@@ -55,7 +55,17 @@ class FarGuest:
 
     @property
     def guest_name(self) -> str:
-        return f"{self.order.run}.{self.order.node}"
+        return far_name(self.order)
+
+    @property
+    def seen(self) -> Guest | None:
+        """Return it as it was seen last; None: it is not there, or is being made."""
+        return self._seen
+
+    @property
+    def why(self) -> str:
+        """Return why it is not ready, or has failed, as a sentence; empty: nothing is known to be wrong."""
+        return self._failure[1] if self._failure else self._waits
 
     def begin(self) -> None:
         """Make it. One whose job has its nodes is there, or lost: the next look tells."""
@@ -191,6 +201,11 @@ class FarGuest:
     def _say(self, what: str, text: str) -> None:
         self._log.say(f"{what}: {text}")
         self._deputy.say(self.order, what, text)
+
+
+def far_name(order: NodeOrder) -> str:
+    """Return the name of an order's guest: that of no other run's, on whatever host."""
+    return f"{order.run}.{order.node}"
 
 
 def order_of(guest: Guest) -> NodeOrder | None:

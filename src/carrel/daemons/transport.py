@@ -103,7 +103,9 @@ async def request(
         raise UnreachableError(f"carrelctld at {where}: no answer within {timeout_s:g} s; is it busy?") from error
     except (OSError, EOFError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise UnreachableError(f"carrelctld at {where}: {reason}; is it running?") from error
+        raise UnreachableError(
+            f"carrelctld at {where}: {reason}; is it running, and is controller.listen right? see: carrel node check"
+        ) from error
 
 
 async def _require_controller(controller: Controller, answer: Answer, question: str) -> None:

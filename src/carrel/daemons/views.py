@@ -18,6 +18,11 @@ class GuestView(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     node: str
+    """Slurm's name of the node that it is on, or is."""
+    host: str = ""
+    """What carries it, where it is a node itself."""
+    address: str = ""
+    """Where Slurm reaches a slurmd that runs in it."""
     driver: str
     state: GuestState
     job_id: int | None
@@ -146,12 +151,20 @@ def with_counters(guest: GuestView, counters: Counters | None) -> GuestView:
     )
 
 
-def guest_view(guest: Guest, counters: Counters | None = None) -> GuestView:
-    """Return a guest as people see it, with what it used, as far as that was read."""
+def guest_view(guest: Guest, counters: Counters | None = None, *, host: str = "") -> GuestView:
+    """Return a guest as people see it.
+
+    Args:
+        guest: The guest.
+        counters: What it used, as far as that was read.
+        host: What carries it, where it is a node itself.
+    """
     run = guest.run
     return GuestView(
         name=guest.name,
         node=guest.node,
+        host=host,
+        address=guest.address,
         driver=guest.driver,
         state=guest.state,
         job_id=run.job_id if run else None,

@@ -18,6 +18,7 @@ from carrel.daemons.reconcile import Reconciler
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.hosts.table import Facts, HostTable
+from carrel.model.guest import Guest
 from carrel.model.guestnode import GuestNode, HostReport, NodeOrder, Orders
 from carrel.model.job import JobKey
 from carrel.model.report import Event
@@ -95,7 +96,7 @@ class Site:
         driver = cast("RemoteDriver", FarDriver(self, self.hypervisor))  # of whose verbs not all are called
         slurm = cast("SlurmClient", SlurmWords())
         deputies = {
-            name: Deputy(name, hosts, self.settings, tell=_hear_nothing, driver=driver, slurm=slurm)
+            name: Deputy(name, hosts, self.settings, tell=_hear_nothing, show=_hear_nothing, driver=driver, slurm=slurm)
             for name, hosts in self.settings.guest_nodes.remote.items()
         }
         controller = Reconciler(
@@ -286,5 +287,5 @@ class SimulatedHost:
         self._changed.set()
 
 
-def _hear_nothing(_: Event) -> None:
-    """The journal is for people."""
+def _hear_nothing(_: Event | tuple[Guest, ...]) -> None:
+    """The journal is for people, and so is the list of guests."""
