@@ -206,7 +206,7 @@ class BestFit:
         for number in self._numbers[bisect_left(self._numbers, cpus) :]:
             shelf = self._shelves[number]
             if shelf[-1][0] >= memory_bytes:
-                return shelf[bisect_left(shelf, (memory_bytes, 0))][1]
+                return shelf[bisect_left(shelf, (memory_bytes,))][1]
         return None
 
 
