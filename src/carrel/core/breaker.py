@@ -70,7 +70,7 @@ class Breakers:
                 account.trial = False
 
     def failed(self, host: str, image: str, *, fault: Fault, now_s: float) -> None:
-        """Count a failure against whoever may be at fault."""
+        """Count a failure against whoever may be at fault; ``host`` is empty where nobody knows which it was."""
         if fault in {"image", "unknown"}:
             account = self._images.setdefault(image, _Account())
             account.against.append(host if fault == "unknown" else "")
@@ -78,7 +78,7 @@ class Breakers:
                 self._judge(account, now_s)
             if account.rests:
                 self._acquit_hosts(image)
-        if fault in {"host", "unknown"} and not self.image_rests(image, now_s):
+        if host and (fault == "host" or (fault == "unknown" and not self.image_rests(image, now_s))):
             account = self._hosts.setdefault(host, _Account())
             account.against.append(image if fault == "unknown" else "")
             self._judge(account, now_s)

@@ -21,13 +21,13 @@ class Pace:
         """Return how long ``count`` launches have to wait; 0: they may go. More than the limit go when all is quiet."""
         self._forget(now_s)
         over = self._count + count - max(self._most, count)
+        free_s = now_s
         for launched_s, launches in self._launched:
             if over <= 0:
                 break
             over -= launches
-            if over <= 0:
-                return launched_s + self._window_s - now_s
-        return 0.0
+            free_s = launched_s + self._window_s
+        return free_s - now_s
 
     def note(self, count: int, now_s: float) -> None:
         """Count launches."""

@@ -14,7 +14,7 @@ best-fit        the one that keeps fewest CPUs, then fewest bytes, then first  a
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Protocol
 
@@ -24,7 +24,6 @@ from carrel.model.host import Policy
 
 _TRIES = 16
 """Draws before ``random`` gathers the hosts with room; where one in four has room, so many draws miss once in 100."""
-_NOWHERE = -1
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -73,9 +72,10 @@ class First:
 
     def __init__(self, rooms: list[Room]) -> None:
         """Build the tree over all hosts."""
-        self._leaves = 1 << max(len(rooms) - 1, 0).bit_length()
-        self._cpus = [-1] * (2 * self._leaves)
-        self._memory = [-1] * (2 * self._leaves)
+        nodes = _nodes(rooms)
+        self._leaves = nodes // 2
+        self._cpus = [CLOSED.cpus] * nodes
+        self._memory = [CLOSED.memory_bytes] * nodes
         for position, room in enumerate(rooms):
             self._cpus[self._leaves + position] = room.cpus
             self._memory[self._leaves + position] = room.memory_bytes
@@ -113,10 +113,9 @@ class First:
         left, right = 2 * node, 2 * node + 1
         cpus = max(self._cpus[left], self._cpus[right])
         memory = max(self._memory[left], self._memory[right])
-        if cpus == self._cpus[node] and memory == self._memory[node]:
-            return False
+        changed = cpus != self._cpus[node] or memory != self._memory[node]
         self._cpus[node], self._memory[node] = cpus, memory
-        return True
+        return changed
 
 
 class Anywhere(First):
@@ -144,7 +143,7 @@ class LeastLoaded(First):
 
     def __init__(self, rooms: list[Room]) -> None:
         """Build the tree with loads."""
-        self._load = [float("inf")] * (2 << max(len(rooms) - 1, 0).bit_length())
+        self._load = [CLOSED.load] * _nodes(rooms)
         for position, room in enumerate(rooms):
             self._load[len(self._load) // 2 + position] = room.load
         super().__init__(rooms)
@@ -207,5 +206,10 @@ class BestFit:
         for number in self._numbers[bisect_left(self._numbers, cpus) :]:
             shelf = self._shelves[number]
             if shelf[-1][0] >= memory_bytes:
-                return shelf[bisect_left(shelf, (memory_bytes, _NOWHERE))][1]
+                return shelf[bisect_left(shelf, (memory_bytes,))][1]
         return None
+
+
+def _nodes(rooms: Sequence[Room]) -> int:
+    """Return how many nodes a tree with a leaf for each host has: all of its branches are equally long."""
+    return 2 << len(rooms).bit_length()

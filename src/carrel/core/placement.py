@@ -131,8 +131,6 @@ class Hosts:
 
     def admit(self, demand: Demand, *, without: Collection[str] = ()) -> Answer:
         """Return where the demand goes, and take it."""
-        if not without:
-            return self._admit(demand)
         with self._left_out(without):
             return self._admit(demand)
 
@@ -172,9 +170,9 @@ class Hosts:
                 break
             positions.append(position)
             self._change(position, demand.cpus, demand.memory_bytes)
-            if demand.apart and demand.count > 1:
+            if demand.apart:
                 self._picker.moved(position, picking.CLOSED)
-        if demand.apart and demand.count > 1:
+        if demand.apart:
             for position in positions:
                 self._picker.moved(position, self._room(position))
         return positions
@@ -223,9 +221,9 @@ class Hosts:
         if self._closed[position]:
             return picking.CLOSED
         cpus, memory_bytes = self._capacities[position]
-        free_cpus = cpus - self._cpus_used[position]
-        free_bytes = memory_bytes - self._memory_used[position]
-        return picking.Room(free_cpus, free_bytes, 1.0 - min(free_cpus / (cpus or 1), free_bytes / (memory_bytes or 1)))
+        cpus_used, memory_used = self._cpus_used[position], self._memory_used[position]
+        load = max(cpus_used / (cpus or 1), memory_used / (memory_bytes or 1))
+        return picking.Room(cpus - cpus_used, memory_bytes - memory_used, load)
 
     def _position(self, name: str) -> int:
         try:

@@ -18,6 +18,7 @@ All but Release first unmake what there is of the guests and give the place back
 """
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
@@ -107,7 +108,7 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 Action = Release | Wait | Retry | Hold | Cancel
-_Kind = tuple[Clone, str, Demand, str, frozenset[str]]
+_Kind = tuple[Clone, str, Demand, str]
 _NEVER_S = float("inf")
 
 
@@ -134,7 +135,8 @@ class Queue:
         self._launched: dict[str, Launch] = {}
         self._reasons: dict[str, str] = {}
         """Of those that failed."""
-        self._pushed = 0
+        self._order = itertools.count()
+        """What came first is first among equals."""
         self._wake_s = _NEVER_S
         self._impatient: _Kind | None = None
         rates = msgspec.structs.asdict(settings.rate)
@@ -195,9 +197,12 @@ class Queue:
         """
         self._wake(now_s)
         while self._open and self._impatient is None:
-            kind = heapq.heappop(self._open)[2]
+            since_s, _, kind = heapq.heappop(self._open)
             first = self._first(kind)
             if first is None or kind in self._shut:
+                continue
+            if first.since_s > since_s:  # whoever was asked about in this place has left
+                self._push(kind)
                 continue
             if why := self._obstacle(first, now_s):
                 self._shut_line(kind, why)
@@ -219,7 +224,7 @@ class Queue:
             return None
         waiting, hosts = launch.waiting, launch.here.hosts
         if outcome.result == "failed":
-            return self._failed(waiting, outcome, outcome.host or (hosts[0] if len(set(hosts)) == 1 else ""), now_s)
+            return self._failed(launch, outcome, now_s)
         if outcome.result == "not-now":
             self._breakers.gave_up(hosts, waiting.image)
             self._delay(waiting, now_s + self._settings.backoff_s, outcome.reason)
@@ -233,8 +238,12 @@ class Queue:
         self._breakers.gave_up(hosts, waiting.image)
         return Cancel(key, outcome.reason)
 
-    def _failed(self, waiting: Waiting, outcome: Outcome, host: str, now_s: float) -> Retry | Hold:
+    def _failed(self, launch: Launch, outcome: Outcome, now_s: float) -> Retry | Hold:
+        waiting, hosts = launch.waiting, launch.here.hosts
+        host = outcome.host or (hosts[0] if len(set(hosts)) == 1 else "")
         self._breakers.failed(host, waiting.image, fault=outcome.fault, now_s=now_s)
+        # It tells nothing of its other hosts, nor of an image that is not at fault: theirs was no trial.
+        self._breakers.gave_up(hosts, waiting.image)
         attempts = waiting.attempts + 1
         if attempts >= self._settings.attempts:
             del self._jobs[waiting.key]
@@ -296,8 +305,7 @@ class Queue:
     def _delay(self, waiting: Waiting, at_s: float, reason: str) -> None:
         self._jobs[waiting.key] = waiting
         self._reasons[waiting.key] = reason
-        self._pushed += 1
-        heapq.heappush(self._delayed, (at_s, self._pushed, waiting))
+        heapq.heappush(self._delayed, (at_s, next(self._order), waiting))
 
     def _enter(self, waiting: Waiting) -> None:
         self._jobs[waiting.key] = waiting
@@ -307,7 +315,7 @@ class Queue:
         while at and line[at - 1].since_s > waiting.since_s:
             at -= 1
         line.insert(at, waiting)
-        if at == 0 and kind not in self._shut:
+        if at == 0:
             self._push(kind)
 
     def _first(self, kind: _Kind) -> Waiting | None:
@@ -328,9 +336,8 @@ class Queue:
     def _push(self, kind: _Kind) -> None:
         first = self._first(kind)
         if first is not None:
-            self._pushed += 1
-            heapq.heappush(self._open, (first.since_s, self._pushed, kind))
+            heapq.heappush(self._open, (first.since_s, next(self._order), kind))
 
 
 def _kind(waiting: Waiting) -> _Kind:
-    return waiting.clone, waiting.image, waiting.demand, waiting.driver, waiting.without
+    return waiting.clone, waiting.image, waiting.demand, waiting.driver
