@@ -14,8 +14,9 @@ import msgspec
 
 from carrel.config import Config
 from carrel.core import guestdeeds as deeds
+from carrel.core import guesthosts
 from carrel.core import guestnodes as decide
-from carrel.core.guestnodes import Limits, World
+from carrel.core.guestworld import Limits, World
 from carrel.daemons.guestdeeds import Doer, Jobs
 from carrel.daemons.hostorders import HostOrders, now_s
 from carrel.daemons.kinds import Kinds, Remote
@@ -87,7 +88,7 @@ class Reconciler:
             tell=tell,
             clock=clock,
         )
-        self._counted: set[decide.Attempt] = set()
+        self._counted: set[guesthosts.Attempt] = set()
         self._world: World | None = None
         """As it was seen last, and what was made of it since."""
         self._began_s = math.inf
@@ -125,14 +126,14 @@ class Reconciler:
         """Return whether anything was done, and whether there is nothing to watch."""
         taken = await asyncio.to_thread(self._lines.taken)
         look = await self._pool.look()
-        hosts = decide.judged(
+        hosts = guesthosts.judged(
             look, self.hosts.reports(), counted=self._counted, now_s=self._clock(), limits=self._limits
         )
         self._lines.adopt(look, taken.places(look.cluster))
         self._hear_of_failures(look, hosts)
         world = self._world_of(look, taken, hosts)
         self._patience.see(look, decide.released(world), world.now_s)
-        self._publish(world)
+        self.hosts.publish(guesthosts.orders(world))
         self._world = world = msgspec.structs.replace(world, settled=self.hosts.settled(hosts))
         actions = decide.plan(world)
         if not world.complete:
@@ -162,19 +163,15 @@ class Reconciler:
             complete=self.hosts.have_spoken(self._kinds.hosts) or now_s() - self._began_s > self._silent_s,
         )
 
-    def _publish(self, world: World) -> None:
-        """Tell the hosts what they shall carry in this world."""
-        self.hosts.publish({host: decide.orders(world, host) for host in world.hosts})
-
     def _foresee(self, assigned: deeds.Assign) -> None:
         """Let hosts begin before a look shows what Slurm has taken."""
         if self._world is not None:
-            self._world = decide.foreseen(self._world, assigned)
-            self._publish(self._world)
+            self._world = guesthosts.foreseen(self._world, assigned)
+            self.hosts.publish(guesthosts.orders(self._world))
 
     def _hear_of_failures(self, look: Look, hosts: Mapping[str, HostReport]) -> None:
         """Tell the queue of each attempt that failed, once."""
-        for run, host, guest in decide.failed(look, hosts):
+        for run, host, guest in guesthosts.failed(look, hosts):
             if run in self._lines.begun() and (run, guest.node, guest.started_s) not in self._counted:
                 self._lines.failed(run, host, guest.reason)
             # The others of this attempt end with it: one that fails later is no second failure.
