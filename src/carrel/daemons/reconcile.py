@@ -79,6 +79,7 @@ class Reconciler:
         )
         self._due = asyncio.Event()
         self.hosts = HostOrders(silent_s=self._silent_s, changed=self._due.set)
+        """They speak to it."""
         self._doer = Doer(
             self._pool,
             self._lines,
