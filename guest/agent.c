@@ -202,21 +202,6 @@ static void answer_caller(struct watch *caller, const char *sentence)
 	unwatch(caller);
 }
 
-static pid_t parent_of(pid_t pid)
-{
-	char path[64];
-	char text[512];
-	int parent = 0;
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-	if (fd >= 0)
-		close(fd);
-	text[got > 0 ? got : 0] = '\0';
-	const char *after = strrchr(text, ')');
-	return after != NULL && sscanf(after + 1, " %*c %d", &parent) == 1 ? parent : 0;
-}
-
 /* Each session's process is the reaper of its orphans, so every descendant of its command stays below it. */
 static struct watch *session_above(pid_t pid)
 {

@@ -34,7 +34,7 @@ struct processes {
 	size_t count, size;
 };
 
-static pid_t parent_of(pid_t pid)
+pid_t parent_of(pid_t pid)
 {
 	char path[64];
 	char text[512];

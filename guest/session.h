@@ -63,6 +63,8 @@ void command_free(struct command *command);
 /* Starts the command; on failure says why. Descriptors of this side are left in the relay's channels. */
 const char *session_spawn(struct session *session);
 
+pid_t parent_of(pid_t pid); /* 0: there is no such process */
+
 /* How many of the session's processes this kernel killed for want of memory. */
 unsigned session_oom_kills(const struct session *session);
 

@@ -1,102 +1,34 @@
 """The rows of the table in ``carrel.core.guestnodes``, each by itself."""
 
-from collections.abc import Collection
-
 import msgspec
 import pytest
 
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
-from carrel.core.guestarrays import IN_LINE_MAX
-from carrel.core.guestnodes import Limits, World
-from carrel.model.guest import GuestRequest
-from carrel.model.guestnode import GuestNode, GuestNodeState, HostReport
+from carrel.core.guesthosts import orders
+from carrel.core.guestworld import World
+from carrel.model.guestnode import GuestNode
 from carrel.model.host import Demand
-from carrel.model.job import Job, JobKey
-from carrel.model.pool import Look, Place, PoolJob, PoolNode, Reservation, Wish, reservation_name
-
-MIB = 2**20
-RUN = JobKey(cluster="k", job_id=7, submit_s=100)
-NEXT_RUN = JobKey(cluster="k", job_id=7, submit_s=103, restart=1)
-NOW_S = 1000.0
-RESTING = "IDLE+CLOUD+DRAIN+POWERED_DOWN"
-WISH = Wish(request=GuestRequest(image="debian12", per="node"), cwd="/home/ada")
-
-
-def job(state: str = "PENDING", *, key: JobKey = RUN, reason: str = "JobHeldAdmin", **more: object) -> PoolJob:
-    """Return a job of one CPU and 320 MiB that we hold, unless told otherwise."""
-    words = {"PENDING": "held" if "Held" in reason else "pending", "RUNNING": "running", "CONFIGURING": "running"}
-    nodes = more.pop("on", ())
-    known = Job(key=key, state=words.get(state, "ended"), slurm_state=state, user="ada", uid=7, gid=8, nodes=nodes)  # type: ignore[arg-type]
-    found = PoolJob(job=known, nodes=1, cpus=1, memory_bytes=320 * MIB, reason=reason, wish=WISH)
-    return msgspec.structs.replace(found, **more)
-
-
-def place(host: str = "h1", *, run: JobKey = RUN, attempt: int = 0, cpus: int = 1) -> Place:
-    return Place(run=run, attempt=attempt, host=host, cpus=cpus, memory_bytes=320 * MIB)
-
-
-def node(name: str, state: str = RESTING, *, on: str = "") -> PoolNode:
-    return PoolNode(
-        name=name, state=frozenset(state.split("+")), address=f"10.0.0.{on[1:]}" if on else name, host_name=on
-    )
-
-
-def guest(name: str = "v1", state: GuestNodeState = "ready", *, run: JobKey = RUN, reason: str = "") -> GuestNode:
-    return GuestNode(node=name, run=run, state=state, joined=True, reason=reason)
-
-
-def world(
-    *jobs: PoolJob,
-    nodes: tuple[PoolNode, ...] = (),
-    places: tuple[Place, ...] = (),
-    reserved: dict[JobKey, tuple[str, ...]] | None = None,
-    guests: dict[str, tuple[GuestNode, ...]] | None = None,
-    begun: tuple[JobKey, ...] | None = None,
-    given_up: dict[JobKey, str] | None = None,
-    settled: tuple[str, ...] | None = None,
-    resting: dict[JobKey, str] | None = None,
-    ready_since_s: float = NOW_S,
-    partition_state: str = "UP",
-) -> World:
-    """Return a world with names v1 to v3 at rest and hosts h1 and h2, but for what is told otherwise."""
-    known = {name: node(name) for name in ("v1", "v2", "v3")} | {each.name: each for each in nodes}
-    carried = {"h1": (), "h2": ()} | (guests or {})
-    names = [(reservation_name(run), its) for run, its in (reserved or {}).items()]
-    return World(
-        look=Look(
-            cluster="k",
-            jobs=jobs,
-            nodes=known,
-            reservations={name: Reservation(name=name, nodes=its, users="ada") for name, its in names},
-            partition_state=partition_state,
-        ),
-        places=places,
-        hosts={name: HostReport(host=name, address=f"10.0.0.{name[1:]}", guests=its) for name, its in carried.items()},
-        settled=settled if settled is not None else tuple(carried),
-        begun=begun if begun is not None else {place.run for place in places},
-        given_up=given_up or {},
-        resting=resting or {},
-        ready_since_s={each.key: ready_since_s for each in jobs},
-        now_s=NOW_S,
-        limits=Limits(configuring_max_s=30.0, start_max_s=120.0),
-    )
-
-
-def kinds(of: World) -> list[str]:
-    return [type(action).__name__ for action in decide.plan(of)]
-
-
-PINNED = job(reservation=reservation_name(RUN))
-OPEN = node("v1", "IDLE+CLOUD", on="h1")
-CLOSED = node("v1", "IDLE+CLOUD+DRAIN", on="h1")
-
-
-def ready(of: PoolJob = PINNED, **more: object) -> World:
-    """Return a world in which a job has all that it needs."""
-    words = {"nodes": (OPEN,), "places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
-    return world(of, **(words | more))  # type: ignore[arg-type]
-
+from carrel.model.job import JobKey
+from carrel.model.pool import reservation_name
+from carrel.testing.guestworlds import (
+    CLOSED,
+    MIB,
+    NEXT_RUN,
+    NOW_S,
+    OPEN,
+    PINNED,
+    RELEASED,
+    RUN,
+    WISH,
+    guest,
+    job,
+    kinds,
+    node,
+    place,
+    ready,
+    world,
+)
 
 # -- before a run ----------------------------------------------------------------------------------------------------
 
@@ -179,39 +111,20 @@ def test_reserved_names_are_pinned_then_opened_and_only_then_joined() -> None:
     pointed = node("v1", on="h1")
     reserved = world(job(), nodes=(pointed,), places=(place(),), reserved={RUN: ("v1",)})
     assert kinds(reserved) == ["Pin"]
-    assert [order.join for order in decide.orders(reserved, "h1")] == [False]
+    assert [order.join for order in orders(reserved)["h1"]] == [False]
     pinned = world(PINNED, nodes=(pointed,), places=(place(),), reserved={RUN: ("v1",)})
     assert kinds(pinned) == ["Open"]
     opened = msgspec.structs.replace(pointed, state=frozenset({"IDLE", "CLOUD", "POWERED_DOWN"}))
     joining = world(PINNED, nodes=(opened,), places=(place(),), reserved={RUN: ("v1",)})
     assert kinds(joining) == []
-    assert [order.join for order in decide.orders(joining, "h1")] == [True]
-    assert decide.orders(joining, "h2") == ()
-
-
-def test_a_host_begins_with_guest_and_slurmd_as_soon_as_slurm_has_taken_the_names() -> None:
-    placed = world(job(), places=(place(),))
-    (action,) = decide.plan(placed)
-    assert isinstance(action, deeds.Assign)
-    foreseen = decide.foreseen(placed, action)
-    assert [(order.node, order.join) for order in decide.orders(foreseen, "h1")] == [("v1", True)]
-    assert decide.plan(foreseen) == ()
-    assert "v1" not in foreseen.free
+    assert [order.join for order in orders(joining)["h1"]] == [True]
+    assert orders(joining)["h2"] == ()
 
 
 def test_a_job_is_released_when_every_guest_is_ready_and_every_slurmd_has_registered() -> None:
     assert kinds(ready()) == ["Release"]
     assert kinds(ready(guests={"h1": (guest(state="starting"),)})) == []
     assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN+NOT_RESPONDING", on="h1"),))) == []
-
-
-def test_a_name_whose_slurmd_renamed_its_host_is_where_its_runs_guest_is_carried() -> None:
-    renamed = node("v1", "IDLE+CLOUD", on="h9")
-    assert kinds(ready(nodes=(renamed,))) == ["Release"]
-    assert [order.node for order in decide.orders(ready(nodes=(renamed,)), "h1")] == ["v1"]
-    assert decide.orders(ready(nodes=(renamed,)), "h2") == ()
-    assert kinds(ready(nodes=(renamed,), guests={"h1": (guest(run=NEXT_RUN),)})) == ["Pin", "Close"]
-    assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),))) == ["Pin", "Close"]
 
 
 def test_a_released_job_that_waits_for_the_scheduler_is_left_alone() -> None:
@@ -256,9 +169,6 @@ def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
 # -- what Slurm does not start ---------------------------------------------------------------------------------------
 
 
-RELEASED = msgspec.structs.replace(PINNED, reason="Licenses", job=msgspec.structs.replace(PINNED.job, state="pending"))
-
-
 def test_a_released_job_that_slurm_does_not_start_is_held_again_after_the_bound_and_no_sooner() -> None:
     assert kinds(ready(RELEASED, ready_since_s=NOW_S - 119)) == []
     (action,) = decide.plan(ready(RELEASED, ready_since_s=NOW_S - 121))
@@ -291,67 +201,6 @@ def test_a_job_whose_owner_lets_it_wait_for_others_when_it_has_its_guests_gives_
 
 def test_when_slurm_expects_to_start_a_released_job_is_no_wish_of_its_owner() -> None:
     assert kinds(ready(msgspec.structs.replace(RELEASED, begins_s=NOW_S + 60))) == []
-
-
-# -- arrays ----------------------------------------------------------------------------------------------------------
-
-
-def task(number: int, *, key: int, state: str = "PENDING", reason: str = "JobHeldAdmin", **more: object) -> PoolJob:
-    """Return a task of array 7, as a job of its own."""
-    found = job(state, key=JobKey(cluster="k", job_id=key, submit_s=100), reason=reason, **more)
-    return msgspec.structs.replace(found, job=msgspec.structs.replace(found.job, array_job_id=7, array_task_id=number))
-
-
-def array(*tasks: int, **more: object) -> PoolJob:
-    """Return what still waits of array 7 as one job."""
-    return msgspec.structs.replace(task(tasks[0], key=7), tasks=tasks, **more)
-
-
-def test_tasks_of_an_array_become_jobs_before_they_look_for_room_and_only_some_ahead() -> None:
-    (action,) = decide.plan(world(array(0, 1, 2, 5)))
-    assert action == deeds.Split(RUN, (0, 1, 2, 5), "each task has guests of its own")
-    (action,) = decide.plan(world(array(*range(1000))))
-    assert isinstance(action, deeds.Split)
-    assert action.tasks == tuple(range(IN_LINE_MAX))
-
-
-def test_no_further_task_becomes_a_job_while_enough_of_them_stand_in_line() -> None:
-    in_line = [task(number, key=20 + number) for number in range(IN_LINE_MAX)]
-    assert kinds(world(array(8, 9), *in_line)) == ["Tell", *["FindRoom"] * IN_LINE_MAX]
-    begun = tuple(each.key for each in in_line[:3])
-    (first, *_) = decide.plan(world(array(8, 9, 10, 11), *in_line, begun=begun))
-    assert first == deeds.Split(RUN, (8, 9, 10), "each task has guests of its own")
-
-
-def test_no_more_tasks_are_begun_than_their_owner_lets_run_at_once() -> None:
-    running = task(0, key=20, state="RUNNING", reason="None", on=("v3",))
-    (first, *_) = decide.plan(world(array(1, 2, 3, at_once=2), running))
-    assert first == deeds.Split(RUN, (1,), "each task has guests of its own")
-    (first, *_) = decide.plan(world(array(2, 3, at_once=2), running, task(1, key=21)))
-    assert first == deeds.Tell(RUN, "waits for other tasks of its array, of which 2 run at a time")
-    ended = task(0, key=20, state="COMPLETED", reason="None")
-    (first, *_) = decide.plan(world(array(2, 3, at_once=2), ended, task(1, key=21)))
-    assert isinstance(first, deeds.Split)
-
-
-def test_a_task_that_was_given_up_keeps_no_other_from_running() -> None:
-    lost = task(0, key=20)
-    found = decide.plan(world(array(1, 2, at_once=1), lost, given_up={lost.key: "no guest after 5 attempts"}))
-    assert found[0] == deeds.Split(RUN, (1,), "each task has guests of its own")
-
-
-def test_the_last_task_of_an_array_is_a_job_already_and_waits_for_the_others_like_them() -> None:
-    assert kinds(world(array(9))) == ["FindRoom"]
-    assert kinds(world(array(9, at_once=1), task(8, key=20))) == ["Tell", "FindRoom"]
-    assert kinds(world(array(9, at_once=1), task(8, key=20), places=(place(),))) == ["Assign", "FindRoom"]
-
-
-def test_slurm_is_told_of_a_task_by_its_number_since_the_arrays_id_means_all_of_them() -> None:
-    assert array(0, 1, 2, 5).name == "7_[0-2,5]"
-    assert array(0, 1, 2, 5).one == "7_0"
-    assert array(9).name == array(9).one == "7_9"
-    assert task(3, key=20).name == "7_3"
-    assert job().name == "7"
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------------
@@ -392,7 +241,7 @@ def test_a_guest_stays_until_slurm_is_done_with_its_node() -> None:
     found = running("IDLE+CLOUD+COMPLETING+DRAIN", guest())
     found = msgspec.structs.replace(found, look=msgspec.structs.replace(found.look, jobs=(completing,)))
     assert kinds(found) == []
-    assert len(decide.orders(found, "h1")) == 1
+    assert len(orders(found)["h1"]) == 1
 
 
 @pytest.mark.parametrize(("began_s", "expected"), [(NOW_S - 31, ["GiveBackJob"]), (NOW_S - 29, ["Close"])])
@@ -432,7 +281,7 @@ def test_of_a_run_that_is_over_the_reservation_goes_first_and_the_host_is_told_n
         guests={"h1": (guest(),)},
     )
     assert kinds(found) == ["Unreserve"]
-    assert decide.orders(found, "h1") == ()
+    assert orders(found)["h1"] == ()
 
 
 def test_a_requeued_job_is_unpinned_before_its_old_reservation_goes() -> None:
@@ -491,94 +340,6 @@ def test_names_on_a_host_that_fell_silent_are_given_back_before_the_guest_begins
     pointed = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h3")
     found = world(PINNED, nodes=(pointed,), places=(place("h3"),), reserved={RUN: ("v1",)})
     assert kinds(found) == ["Pin", "Close"]
-
-
-# -- a slurmd inside its guest ---------------------------------------------------------------------------------------
-
-
-def far(of: World, *, address: str = "10.9.0.7") -> World:
-    """Return the same world, with a slurmd inside each guest; the guests have this address."""
-    hosts = {
-        name: msgspec.structs.replace(
-            report,
-            address="",
-            slurmd="guest",
-            guests=tuple(msgspec.structs.replace(guest, joined=False, address=address) for guest in report.guests),
-        )
-        for name, report in of.hosts.items()
-    }
-    return msgspec.structs.replace(of, hosts=hosts)
-
-
-INSIDE = msgspec.structs.replace(OPEN, address="10.9.0.7", port=7001)
-
-
-def test_a_guest_with_its_slurmd_inside_is_ordered_when_its_name_is_open() -> None:
-    closed = node("v1", on="h1")
-    assert decide.orders(far(ready(nodes=(closed,), guests={})), "h1") == ()
-    (order,) = decide.orders(far(ready(nodes=(INSIDE,), guests={})), "h1")
-    assert (order.node, order.port, order.join, order.started) == ("v1", 7001, True, False)
-    assert decide.orders(far(ready(nodes=(INSIDE,), guests={})), "h2") == ()
-
-
-def test_it_is_told_the_address_of_the_pool_and_the_ports_of_its_jobs_other_nodes() -> None:
-    pinned = msgspec.structs.replace(PINNED, nodes=2)
-    places = tuple(msgspec.structs.replace(place(), address=address) for address in ("10.9.0.1", "10.9.0.2"))
-    names = (INSIDE, msgspec.structs.replace(INSIDE, name="v2", port=7002))
-    of = far(world(pinned, nodes=names, places=places, reserved={RUN: ("v1", "v2")}))
-    first, second = decide.orders(of, "h1")
-    assert (first.address, first.peers) == ("10.9.0.1", (("v2", 7002),))
-    assert (second.address, second.peers) == ("10.9.0.2", (("v1", 7001),))
-
-
-def test_its_name_is_pointed_at_the_address_that_it_got_and_the_job_is_not_released_before() -> None:
-    elsewhere = msgspec.structs.replace(INSIDE, address="10.9.0.99")
-    (action,) = decide.plan(far(ready(nodes=(elsewhere,))))
-    assert action == deeds.Point("v1", "10.9.0.7", "its guest has this address")
-    assert kinds(far(ready(nodes=(elsewhere,)), address="")) == []
-    assert kinds(far(ready(nodes=(INSIDE,)))) == ["Release"]
-
-
-def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_lost() -> None:
-    running = msgspec.structs.replace(job("RUNNING", on=("v1",)), reservation=reservation_name(RUN))
-    (order,) = decide.orders(far(world(running, nodes=(INSIDE,), places=(place(),), reserved={RUN: ("v1",)})), "h1")
-    assert order.started
-
-
-# -- a slurmd that does not come -------------------------------------------------------------------------------------
-
-
-def judge(of: World, guest: GuestNode, *, counted: Collection[decide.Attempt] = ()) -> GuestNode:
-    report = msgspec.structs.replace(of.hosts["h1"], guests=(guest,))
-    (found,) = decide.judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=Limits(join_max_s=60))[
-        "h1"
-    ].guests
-    return found
-
-
-def test_a_guest_whose_slurmd_does_not_come_in_time_has_failed() -> None:
-    asleep = node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1")
-    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
-    found = judge(ready(nodes=(asleep,)), late)
-    assert (found.state, found.reason) == (
-        "failed",
-        "guest v1: its slurmd did not come within 60 s (guest_nodes.join_max_s) after it was ready",
-    )
-    in_time = msgspec.structs.replace(guest(), ready_s=NOW_S - 59)
-    assert judge(ready(nodes=(asleep,)), in_time) == in_time
-
-
-def test_a_guest_has_not_failed_whose_slurmd_came_or_could_not_come_yet_or_whose_job_runs() -> None:
-    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
-    running = world(job("RUNNING", on=("v1",)), nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"),))
-    for of in (ready(), ready(nodes=(node("v1", on="h1"),)), running):
-        assert judge(of, late) == late
-
-
-def test_a_guest_that_was_said_to_have_failed_stays_so_when_its_name_is_closed() -> None:
-    late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
-    closed = ready(nodes=(node("v1", on="h1"),))
-    assert judge(closed, late, counted={(late.run, late.node, late.started_s)}).state == "failed"
 
 
 def test_before_every_host_has_spoken_a_job_is_held_at_most_and_keeps_its_names() -> None:

@@ -6,19 +6,15 @@ something to do with it: thousands of jobs that wait would cost slurmctld more t
 owner allows to run at once (``%``) is also what is begun at once, since Slurm starts no more.
 """
 
-from typing import TYPE_CHECKING
-
 from carrel.core.guestdeeds import Split, Tell
+from carrel.core.guestworld import World
 from carrel.model.pool import PoolJob
-
-if TYPE_CHECKING:
-    from carrel.core.guestnodes import World
 
 IN_LINE_MAX = 8
 """Of one array's tasks, so many stand in line for room: enough that a site's hosts fill up in a few looks."""
 
 
-def next_tasks(world: "World", job: PoolJob) -> list[Split | Tell]:
+def next_tasks(world: World, job: PoolJob) -> list[Split | Tell]:
     """Return what is due before the first of these tasks may look for room; nothing: it may, as a job by itself."""
     if not job.tasks or job.key in world.begun:
         return []

@@ -10,7 +10,7 @@
     held                   on h    none      none left          assign names, reserve them
     held                   on h    reserved  -                  pin the job, open the names
     held                   on h    reserved  has an address     point its name there, if its slurmd is inside
-    held                   on h    reserved  joins too late     as one that failed
+    held                   on h    reserved  joins too late     as one that failed      (``guesthosts``)
     held                   on h    reserved  ready, joined      release
     held                   on h    reserved  failed             give the names back     (too often: cancel)
     released too long      on h    reserved  ready, joined      hold it again, and let it rest
@@ -22,17 +22,13 @@
     -                      -       none      -                  power the name down, and keep it closed meanwhile
 
 A name is in use for as long as its reservation is there, and a host carries a guest for each reserved name of a run
-that lives. So nothing of this is stored: each row is one that a killed controller finds again. Room is given back by
-nobody but a host that says it carries nothing of the run any more. No name is open that is not reserved: a job that
-Slurm could start by itself would start there.
+that lives (``guesthosts``). So nothing of this is stored: each row is one that a killed controller finds again. Room is
+given back by nobody but a host that says it carries nothing of the run any more. No name is open that is not reserved:
+a job that Slurm could start by itself would start there.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
 
-import msgspec
-
-from carrel.core import standing
 from carrel.core.guestarrays import next_tasks
 from carrel.core.guestdeeds import (
     Action,
@@ -53,108 +49,11 @@ from carrel.core.guestdeeds import (
     Tell,
     Watch,
 )
-from carrel.core.guestnames import free_names, give_back, names_at_rest
-from carrel.model.guestnode import GuestNode, HostReport, NodeOrder
+from carrel.core.guestnames import give_back, names_at_rest
+from carrel.core.guestworld import World
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
-from carrel.model.pool import Look, Place, PoolJob, PoolNode, Reservation, reservation_name, run_of_reservation
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The site's bounds."""
-
-    configuring_max_s: float = 30.0
-    start_max_s: float = 120.0
-    join_max_s: float = 120.0
-
-
-class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
-    """Everything that the decision rests on."""
-
-    look: Look
-    places: tuple[Place, ...]
-    hosts: Mapping[str, HostReport]
-    """Those that were heard lately."""
-    settled: Collection[str]
-    """Those of them that answered under the orders in force: any other may be making a guest that it was told of, and
-    what it says it lacks may be there in a moment."""
-    lost: Collection[str] = ()
-    """Names that hosts carried when they were last heard, too long ago."""
-    begun: Collection[JobKey]
-    """Runs for which the queue has found room; their guests are made, unless they failed."""
-    given_up: Mapping[JobKey, str]
-    """Runs whose guests failed too often, and the last reason; forgotten by a restart, on purpose."""
-    resting: Mapping[JobKey, str] = {}
-    """Runs that Slurm did not start although their guests were there, until they are tried again; and why."""
-    ready_since_s: Mapping[JobKey, float] = {}
-    """Since when released runs were seen to have all that they need."""
-    now_s: float
-    limits: Limits = Limits()
-    complete: bool = True
-    """Whether every host could have spoken: one that may at any moment is not one that carries nothing."""
-
-    def run_places(self, run: JobKey) -> tuple[Place, ...]:
-        """Return the room of the run's newest attempt; none where a host of it does not answer."""
-        mine = self._places_by_run.get(run, [])
-        newest = max((place.attempt for place in mine), default=0)
-        found = tuple(place for place in mine if place.attempt == newest)
-        return found if all(place.host in self.hosts for place in found) else ()
-
-    def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
-        """Return the names that the run has."""
-        reserved = self.look.reservations.get(reservation_name(run))
-        names = reserved.nodes if reserved else ()
-        return tuple(self.look.nodes[name] for name in names if name in self.look.nodes)
-
-    def carried(self, run: JobKey) -> dict[str, GuestNode]:
-        """Return, by name, what hosts carry of the run."""
-        return self._guests_by_run.get(run, {})
-
-    def host_of(self, run: JobKey, node: PoolNode) -> str:
-        """Return the host that a name of this run is on; empty: on none that was heard lately."""
-        report = self.hosts.get(node.host_name)
-        if report and standing.of(report).is_on(node, report):
-            return report.host
-        # When slurmd registers, newer releases (24.11) put what it says of itself in place of what they were told.
-        return "" if node.resting else self._host_by_guest.get((run, node.name), "")
-
-    @cached_property
-    def reserved(self) -> frozenset[str]:
-        """Names that are in use."""
-        return frozenset(name for reservation in self.look.reservations.values() for name in reservation.nodes)
-
-    @cached_property
-    def free(self) -> tuple[str, ...]:
-        """Names that a guest may have now."""
-        return tuple(free_names(self))
-
-    @cached_property
-    def orders(self) -> dict[str, tuple[NodeOrder, ...]]:
-        """What each host shall carry; a host that is not in it, nothing."""
-        found: dict[str, list[NodeOrder]] = {}
-        for job in self.look.jobs:
-            for order in _orders(self, job) if job.alive else ():
-                found.setdefault(order.host, []).append(order)
-        return {host: tuple(its) for host, its in found.items()}
-
-    @cached_property
-    def _places_by_run(self) -> dict[JobKey, list[Place]]:
-        found: dict[JobKey, list[Place]] = {}
-        for place in self.places:
-            found.setdefault(place.run, []).append(place)
-        return found
-
-    @cached_property
-    def _host_by_guest(self) -> dict[tuple[JobKey, str], str]:
-        return {(guest.run, guest.node): report.host for report in self.hosts.values() for guest in report.guests}
-
-    @cached_property
-    def _guests_by_run(self) -> dict[JobKey, dict[str, GuestNode]]:
-        found: dict[JobKey, dict[str, GuestNode]] = {}
-        for report in self.hosts.values():
-            for guest in report.guests:
-                found.setdefault(guest.run, {})[guest.node] = guest
-        return found
+from carrel.model.pool import Place, PoolJob, PoolNode, reservation_name, run_of_reservation
 
 
 def plan(world: World) -> tuple[Action, ...]:
@@ -168,102 +67,6 @@ def plan(world: World) -> tuple[Action, ...]:
     actions += _gone(world, alive)
     actions += names_at_rest(world)
     return tuple(actions)
-
-
-def orders(world: World, host: str) -> tuple[NodeOrder, ...]:
-    """Return what a host shall carry: a guest for each name of a living run that points at it."""
-    return world.orders.get(host, ())
-
-
-def _orders(world: World, job: PoolJob) -> list[NodeOrder]:
-    if job.wish is None:
-        return []
-    nodes, room = world.run_nodes(job.key), list(world.run_places(job.key))
-    found = []
-    for node in nodes:
-        host = world.host_of(job.key, node)
-        place = next((place for place in room if place.host == host), None)
-        if place is None:  # where names and room differ, the run begins anew
-            continue
-        room.remove(place)
-        plain = NodeOrder(
-            node=node.name,
-            host=host,
-            run=job.key,
-            uid=job.job.uid,
-            gid=job.job.gid,
-            user=job.job.user,
-            cpus=place.cpus,
-            memory_bytes=place.memory_bytes,
-            request=job.wish.request,
-            cwd=job.wish.cwd,
-            join=_may_join(job, node),
-        )
-        found.append(standing.of(world.hosts[host]).order(plain, job, nodes, place))
-    return [order for order in found if order is not None]
-
-
-def foreseen(world: World, assigned: Assign) -> World:
-    """Return what the next look will show where Slurm took the names: hosts may begin before it."""
-    look, name = world.look, reservation_name(assigned.run)
-    nodes = {
-        node: msgspec.structs.replace(
-            look.nodes[node],
-            address=standing.of(world.hosts[host]).address(world.hosts[host], None) or look.nodes[node].address,
-            host_name=host,
-            state=look.nodes[node].state - {"DRAIN"},
-        )
-        for node, host in assigned.hosts
-    }
-    mine = Reservation(name=name, nodes=tuple(nodes), users=assigned.user)
-    jobs = (msgspec.structs.replace(job, reservation=name) if job.key == assigned.run else job for job in look.jobs)
-    return msgspec.structs.replace(
-        world,
-        look=msgspec.structs.replace(
-            look, jobs=tuple(jobs), nodes=look.nodes | nodes, reservations=look.reservations | {name: mine}
-        ),
-    )
-
-
-Attempt = tuple[JobKey, str, float]
-"""A guest among all that its run may have one after another: run, name, when it was started."""
-
-
-def judged(
-    look: Look, hosts: Mapping[str, HostReport], *, counted: Collection[Attempt], now_s: float, limits: Limits
-) -> dict[str, HostReport]:
-    """Return what hosts said, in which a guest whose slurmd has not come in time has failed.
-
-    One of ``counted`` has failed before: its name may have been closed meanwhile.
-    """
-    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
-
-    def seen(guest: GuestNode) -> GuestNode:
-        node = look.nodes.get(guest.node)
-        late = guest.ready_s and now_s - guest.ready_s > limits.join_max_s
-        if guest.state != "ready" or guest.run not in waiting or not late:
-            return guest
-        known = (guest.run, guest.node, guest.started_s) in counted
-        if node is None or not node.resting or (node.closed and not known):
-            return guest
-        why = f"slurmd did not come within {limits.join_max_s:g} s (guest_nodes.join_max_s) after it was ready"
-        return msgspec.structs.replace(guest, state="failed", reason=f"guest {guest.node}: its {why}")
-
-    return {
-        name: msgspec.structs.replace(report, guests=tuple(seen(guest) for guest in report.guests))
-        for name, report in hosts.items()
-    }
-
-
-def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, str, GuestNode], ...]:
-    """Return the guests that failed, of runs that have not started: run, host, guest."""
-    waiting = {job.key for job in look.jobs if job.job.state in {"held", "pending"}}
-    return tuple(
-        (guest.run, host, guest)
-        for host, report in hosts.items()
-        for guest in report.guests
-        if guest.run in waiting and guest.state == "failed"
-    )
 
 
 def released(world: World) -> frozenset[JobKey]:
@@ -375,7 +178,7 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
 def _astray(world: World, run: JobKey, nodes: Sequence[PoolNode]) -> Iterator[Point]:
     """Yield what points names at the addresses that their guests have got meanwhile."""
     for node in nodes:
-        address = _address(world, run, node)
+        address = world.address_of(run, node)
         if address and node.address != address:
             yield Point(node.name, address, "its guest has this address")
 
@@ -412,7 +215,7 @@ def _ready(world: World, job: PoolJob) -> bool:
         and job.reservation == reservation_name(job.key)
         and _fits(world, job, nodes, world.run_places(job.key))
         and all(node.joined and not node.closed and not node.busy for node in nodes)
-        and all(node.address == _address(world, job.key, node) for node in nodes)
+        and all(node.address == world.address_of(job.key, node) for node in nodes)
         and all(node.name in carried and carried[node.name].state == "ready" for node in nodes)
     )
 
@@ -435,21 +238,6 @@ def _running(world: World, job: PoolJob) -> list[Action]:
         elif not node.closed and "DOWN" not in node.state:
             actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
     return actions
-
-
-def _may_join(job: PoolJob, node: PoolNode) -> bool:
-    """Tell whether slurmd may run under this name: from when the job is pinned to it and the name is open."""
-    return job.reservation == reservation_name(job.key) and not node.parting and not (node.resting and node.closed)
-
-
-def _address(world: World, run: JobKey, node: PoolNode) -> str:
-    """Return where the slurmd of this name is; empty: nobody knows."""
-    report = world.hosts.get(world.host_of(run, node))
-    if report is None:
-        return ""
-    if report.host != node.host_name:  # its slurmd has registered, and said by itself where it is
-        return node.address
-    return standing.of(report).address(report, world.carried(run).get(node.name))
 
 
 # -- what is left of runs that are gone -------------------------------------------------------------------------------

@@ -5,13 +5,11 @@ often it is sent, and answered alike.
 """
 
 from datetime import UTC, datetime
-from functools import cache
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, post
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+from litestar import Router, delete, get, post
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from carrel.bank.queries import PAGE
 from carrel.daemons import bank_views as views
@@ -30,11 +28,23 @@ from carrel.daemons.bank_bodies import (
     Release,
     Terms,
 )
-from carrel.daemons.callers import without_nul
-from carrel.daemons.desk import DeniedError, Desk, admins_only
+from carrel.daemons.bank_http import (
+    ERRORS,
+    REFUSALS,
+    Key,
+    Limit,
+    Position,
+    StrictRequest,
+    When,
+    Word,
+    admin,
+    denied,
+    met,
+)
+from carrel.daemons.callers import AnyRequest
+from carrel.daemons.desk import DeniedError, Desk
 from carrel.daemons.settling import Reconciled
-from carrel.daemons.views import ErrorView
-from carrel.errors import NotFoundError, UsageError
+from carrel.errors import UsageError
 from carrel.model.access import Person
 from carrel.model.ledger import (
     Adjust,
@@ -55,99 +65,24 @@ from carrel.model.ledger import (
     Void,
 )
 
-AnyRequest = Request[Any, Any, Any]
-Key = Annotated[
-    str,
-    HeaderParameter(
-        name="Idempotency-Key",
-        required=True,
-        min_length=1,
-        max_length=200,
-        pattern=r"^[!-~]+$",
-        description="Names this request: the same again is answered alike and changes nothing.",
-    ),
-]
-# Bounds stand here and not in a Meta: Litestar does not look into those of a query.
-Limit = Annotated[int, QueryParameter(ge=1, le=PAGE)]
-Position = Annotated[int, QueryParameter(ge=0, le=2**62)]
-Word = Annotated[str, QueryParameter(max_length=200)]
-When = Annotated[datetime | None, QueryParameter(description="With its offset; without one it is UTC")]
 COMMANDS_MAX = 10_000
-_STATUS = {
-    "funds": 402,
-    "project_cap": 402,
-    "user_cap": 402,
-    "unknown": 404,
-    "exists": 409,
-    "state": 409,
-    "conflict": 409,
-    "invalid": 400,
-}
-_ERRORS: dict[int, ResponseSpec] = {
-    status: ResponseSpec(kind, description=text, generate_examples=False)
-    for status, kind, text in (
-        (400, ErrorView, "The request is malformed, or its values make no sense"),
-        (401, ErrorView, "Nobody whom the bank knows: no credential, a bad one, a token that is good no more"),
-        (403, ErrorView, "Known, and not allowed"),
-        (404, ErrorView, "There is none, or none that the caller may see"),
-        (405, ErrorView, "No such method here"),
-        (503, ErrorView, "The ledger or Slurm did not answer: nobody can tell; ask again under the same key"),
-    )
-}
-_REFUSALS = _ERRORS | {
-    402: ResponseSpec(views.RefusalView, description="Not covered", generate_examples=False),
-    409: ResponseSpec(views.RefusalView, description="Not possible in this state", generate_examples=False),
-}
 
 
-class StrictRequest(Request[Any, Any, Any]):
-    """Takes a body to the letter, and decodes it once: Litestar would take ``"5"`` and ``5.0`` for an amount."""
-
-    async def json(self) -> Any:
-        """Return the body as what the handler takes."""
-        field = self.route_handler.parsed_data_field
-        try:
-            return _decoder(field.annotation if field else Any).decode(await self.body())
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise UsageError(str(error).replace("`", "'").lower()) from error
-
-
-@cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
-async def _met(request: AnyRequest) -> tuple[Desk, Person]:
-    """Return the desk and who stands before it."""
-    desk: Desk | None = request.app.state.desk
-    if desk is None:
-        raise NotFoundError("this site runs no bank; bank.enabled of carrel.toml begins one")
-    without_nul(request)
-    return desk, await desk.callers.person(request)
-
-
-async def _admin(request: AnyRequest, what: str) -> tuple[Desk, Person]:
-    """Return the desk and who stands before it, if they may change something; ``what`` is for the sentence if not."""
-    desk, person = await _met(request)
-    admins_only(person.writes, what)
-    return desk, person
-
-
-@get("/accounts", summary="Accounts that the caller may see", responses=_ERRORS)
+@get("/accounts", summary="Accounts that the caller may see", responses=ERRORS)
 async def list_accounts(request: AnyRequest) -> list[views.AccountView]:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.accounts(person)
 
 
-@get("/accounts/{account:str}", summary="One account, its allocations and users", responses=_ERRORS)
+@get("/accounts/{account:str}", summary="One account, its allocations and users", responses=ERRORS)
 async def show_account(request: AnyRequest, account: FromPath[str]) -> views.AccountView:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.account(person, account)
 
 
-@post("/accounts", summary="Open an account", responses=_REFUSALS)
+@post("/accounts", summary="Open an account", responses=REFUSALS)
 async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key) -> Receipt:
-    desk, person = await _admin(request, "open an account")
+    desk, person = await admin(request, "open an account")
     return await desk.do(
         OpenProject(
             key=key, actor=person.actor, project=data.account, parent=data.parent, cap_micro_su=data.cap_micro_su
@@ -159,10 +94,10 @@ async def open_account(request: AnyRequest, data: JSONBody[NewAccount], key: Key
     "/accounts/{account:str}/cap",
     status_code=200,
     summary="Cap an account or a user in it",
-    responses=_REFUSALS,
+    responses=REFUSALS,
 )
 async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[NewCap], key: Key) -> Receipt:
-    desk, person = await _admin(request, "set a cap")
+    desk, person = await admin(request, "set a cap")
     return await desk.do(
         SetCap(
             key=key,
@@ -175,11 +110,11 @@ async def set_cap(request: AnyRequest, account: FromPath[str], data: JSONBody[Ne
     )
 
 
-@post("/accounts/{account:str}/allocations", summary="Open an allocation", responses=_REFUSALS)
+@post("/accounts/{account:str}/allocations", summary="Open an allocation", responses=REFUSALS)
 async def open_allocation(
     request: AnyRequest, account: FromPath[str], data: JSONBody[NewAllocation], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "open an allocation")
+    desk, person = await admin(request, "open an allocation")
     return await desk.do(
         OpenAllocation(key=key, actor=person.actor, project=account, allocation=data.allocation, **_terms(data))
     )
@@ -189,82 +124,39 @@ async def open_allocation(
     "/allocations/{allocation:str}/terms",
     status_code=200,
     summary="Change an allocation's dates, priority and credit limit",
-    responses=_REFUSALS,
+    responses=REFUSALS,
 )
 async def set_terms(request: AnyRequest, allocation: FromPath[str], data: JSONBody[NewTerms], key: Key) -> Receipt:
-    desk, person = await _admin(request, "change an allocation")
+    desk, person = await admin(request, "change an allocation")
     return await desk.do(
         SetTerms(key=key, actor=person.actor, allocation=allocation, reason=data.reason, **_terms(data))
     )
 
 
-@post("/accounts/{account:str}/deposits", summary="Deposit", responses=_REFUSALS)
+@post("/accounts/{account:str}/deposits", summary="Deposit", responses=REFUSALS)
 async def deposit(request: AnyRequest, account: FromPath[str], data: JSONBody[Gift], key: Key) -> Receipt:
-    desk, person = await _admin(request, "deposit")
-    one = await desk.allocation(person, account, data.allocation)
-    return await desk.do(
-        Deposit(
-            key=key,
-            actor=person.actor,
-            allocation=one.name,
-            amount_micro_su=data.amount_micro_su,
-            reason=data.reason,
-        )
-    )
+    return await _credit(Deposit, *await admin(request, "deposit"), data, account=account, key=key)
 
 
-@post("/accounts/{account:str}/adjustments", summary="Add or take, by decision", responses=_REFUSALS)
+@post("/accounts/{account:str}/adjustments", summary="Add or take, by decision", responses=REFUSALS)
 async def adjust(request: AnyRequest, account: FromPath[str], data: JSONBody[Adjustment], key: Key) -> Receipt:
-    desk, person = await _admin(request, "adjust an account")
-    one = await desk.allocation(person, account, data.allocation)
-    return await desk.do(
-        Adjust(
-            key=key,
-            actor=person.actor,
-            allocation=one.name,
-            amount_micro_su=data.amount_micro_su,
-            reason=data.reason,
-        )
-    )
+    return await _credit(Adjust, *await admin(request, "adjust an account"), data, account=account, key=key)
 
 
-@post("/transfers", summary="Move what is available from one account to another", responses=_REFUSALS)
+@post("/transfers", summary="Move what is available from one account to another", responses=REFUSALS)
 async def transfer(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "transfer")
-    source = await desk.allocation(person, data.source, data.source_allocation)
-    target = await desk.allocation(person, data.target, data.target_allocation)
-    return await desk.do(
-        Transfer(
-            key=key,
-            actor=person.actor,
-            source=source.name,
-            target=target.name,
-            amount_micro_su=data.amount_micro_su,
-            reason=data.reason,
-        )
-    )
+    return await _move(Transfer, *await admin(request, "transfer"), data, key=key)
 
 
-@post("/carry-overs", summary="Give what expired in one allocation to another", responses=_REFUSALS)
+@post("/carry-overs", summary="Give what expired in one allocation to another", responses=REFUSALS)
 async def carry_over(request: AnyRequest, data: JSONBody[Move], key: Key) -> Receipt:
-    desk, person = await _admin(request, "carry over")
+    desk, person = await admin(request, "carry over")
     if not data.source_allocation:
         raise UsageError("name the allocation that ended: source_allocation")
-    source = await desk.allocation(person, data.source, data.source_allocation)
-    target = await desk.allocation(person, data.target, data.target_allocation)
-    return await desk.do(
-        CarryOver(
-            key=key,
-            actor=person.actor,
-            source=source.name,
-            target=target.name,
-            amount_micro_su=data.amount_micro_su,
-            reason=data.reason,
-        )
-    )
+    return await _move(CarryOver, desk, person, data, key=key)
 
 
-@get("/accounts/{account:str}/statement", summary="What was done to an account, the oldest first", responses=_ERRORS)
+@get("/accounts/{account:str}/statement", summary="What was done to an account, the oldest first", responses=ERRORS)
 async def statement(
     request: AnyRequest,
     *,
@@ -275,7 +167,7 @@ async def statement(
     after: Position = 0,
     limit: Limit = PAGE,
 ) -> views.Statement:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.statement(
         person,
         account,
@@ -287,7 +179,7 @@ async def statement(
     )
 
 
-@get("/charges", summary="Liens and charges that the caller may see, the newest first", responses=_ERRORS)
+@get("/charges", summary="Liens and charges that the caller may see, the newest first", responses=ERRORS)
 async def list_charges(
     request: AnyRequest,
     *,
@@ -300,7 +192,7 @@ async def list_charges(
     before: Position = 0,
     limit: Limit = PAGE,
 ) -> list[views.ChargeView]:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.charges(
         person,
         account=account,
@@ -314,17 +206,17 @@ async def list_charges(
     )
 
 
-@get("/charges/{cluster:str}/{run:str}", summary="One charge, and how it came about", responses=_ERRORS)
+@get("/charges/{cluster:str}/{run:str}", summary="One charge, and how it came about", responses=ERRORS)
 async def show_charge(request: AnyRequest, cluster: FromPath[str], run: FromPath[str]) -> views.ChargeDetail:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.charge(person, cluster, run)
 
 
-@post("/charges/{cluster:str}/{run:str}/refunds", summary="Give back part of a charge", responses=_REFUSALS)
+@post("/charges/{cluster:str}/{run:str}/refunds", summary="Give back part of a charge", responses=REFUSALS)
 async def refund(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[GiveBack], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "refund")
+    desk, person = await admin(request, "refund")
     return await desk.do(
         Refund(
             key=key,
@@ -338,11 +230,11 @@ async def refund(
     )
 
 
-@post("/charges/{cluster:str}/{run:str}/corrections", summary="Charge a run anew", responses=_REFUSALS)
+@post("/charges/{cluster:str}/{run:str}/corrections", summary="Charge a run anew", responses=REFUSALS)
 async def correct(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Correction], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "correct a charge")
+    desk, person = await admin(request, "correct a charge")
     return await desk.do(
         Correct(
             key=key,
@@ -355,9 +247,9 @@ async def correct(
     )
 
 
-@post("/liens", summary="Set money aside for a job to come", responses=_REFUSALS)
+@post("/liens", summary="Set money aside for a job to come", responses=REFUSALS)
 async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> Receipt:
-    desk, person = await _admin(request, "place a lien")
+    desk, person = await admin(request, "place a lien")
     return await desk.do(
         Place(
             key=key,
@@ -379,12 +271,12 @@ async def place_lien(request: AnyRequest, data: JSONBody[NewLien], key: Key) -> 
     "/liens/{cluster:str}/{run:str}/release",
     status_code=200,
     summary="Release the lien of a run that never started",
-    responses=_REFUSALS,
+    responses=REFUSALS,
 )
 async def release_lien(
     request: AnyRequest, cluster: FromPath[str], run: FromPath[str], data: JSONBody[Release], key: Key
 ) -> Receipt:
-    desk, person = await _admin(request, "release a lien")
+    desk, person = await admin(request, "release a lien")
     return await desk.do(Void(key=key, actor=person.actor, cluster=cluster, run=run, reason=data.reason))
 
 
@@ -392,54 +284,54 @@ async def release_lien(
     "/commands",
     status_code=200,
     summary="Any commands of the ledger, in this order, each under its own key; answers in the same order",
-    responses=_ERRORS,
+    responses=ERRORS,
 )
 async def commands(request: AnyRequest, data: JSONBody[list[AnyCommand]]) -> list[Answer]:
-    desk, person = await _admin(request, "send commands")
+    desk, person = await admin(request, "send commands")
     if len(data) > COMMANDS_MAX:
         raise UsageError(f"{len(data)} commands at once are too many; the most is {COMMANDS_MAX}")
     return await desk.ledger.do_all([msgspec.structs.replace(one, actor=person.actor) for one in data])
 
 
-@get("/bank", summary="The bank as a whole", responses=_ERRORS)
+@get("/bank", summary="The bank as a whole", responses=ERRORS)
 async def status(request: AnyRequest) -> views.BankView:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.status(person)
 
 
-@post("/bank/verify", status_code=200, summary="Check the whole ledger", responses=_ERRORS)
+@post("/bank/verify", status_code=200, summary="Check the whole ledger", responses=ERRORS)
 async def verified(request: AnyRequest) -> views.Verified:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.verified(person)
 
 
-@post("/bank/reconcile", status_code=200, summary="Compare with Slurm's accounting now", responses=_ERRORS)
+@post("/bank/reconcile", status_code=200, summary="Compare with Slurm's accounting now", responses=ERRORS)
 async def reconcile(request: AnyRequest) -> Reconciled:
-    desk, _ = await _admin(request, "reconcile")
+    desk, _ = await admin(request, "reconcile")
     return await desk.reconcile()
 
 
-@post("/bank/sync", status_code=200, summary="Open the accounts of Slurm's accounting", responses=_REFUSALS)
+@post("/bank/sync", status_code=200, summary="Open the accounts of Slurm's accounting", responses=REFUSALS)
 async def sync(request: AnyRequest) -> views.Synced:
-    desk, person = await _admin(request, "open accounts")
+    desk, person = await admin(request, "open accounts")
     return await desk.sync(person)
 
 
-@get("/tokens", summary="The caller's tokens; all for an administrator", responses=_ERRORS)
+@get("/tokens", summary="The caller's tokens; all for an administrator", responses=ERRORS)
 async def list_tokens(request: AnyRequest) -> list[views.TokenView]:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.tokens(person)
 
 
-@post("/tokens", summary="Make a token; its secret is told this once", responses=_ERRORS)
+@post("/tokens", summary="Make a token; its secret is told this once", responses=ERRORS)
 async def add_token(request: AnyRequest, data: JSONBody[NewToken]) -> views.TokenMade:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.add_token(person, user=data.user, scope=data.scope, ttl_s=data.ttl_s, note=data.note)
 
 
-@delete("/tokens/{name:str}", status_code=200, summary="Revoke a token", responses=_ERRORS)
+@delete("/tokens/{name:str}", status_code=200, summary="Revoke a token", responses=ERRORS)
 async def revoke_token(request: AnyRequest, name: FromPath[str]) -> views.TokenView:
-    desk, person = await _met(request)
+    desk, person = await met(request)
     return await desk.revoke(person, name)
 
 
@@ -453,22 +345,39 @@ def create() -> Router:
             *(list_charges, show_charge, refund, correct, place_lien, release_lien, commands),
             *(status, verified, reconcile, sync, list_tokens, add_token, revoke_token),
         ],
-        exception_handlers={DeniedError: _denied},
+        exception_handlers={DeniedError: denied},
         request_class=StrictRequest,
         tags=["bank"],
     )
 
 
-def _denied(_request: AnyRequest, error: DeniedError) -> Response[views.RefusalView]:
-    refusal = error.refusal
-    return Response(
-        views.RefusalView(
-            error=refusal.sentence,
-            why=refusal.why,
-            needed_micro_su=refusal.needed_micro_su,
-            available_micro_su=refusal.available_micro_su,
-        ),
-        status_code=_STATUS[refusal.why],
+async def _credit(
+    kind: type[Deposit | Adjust], desk: Desk, person: Person, data: Gift | Adjustment, *, account: str, key: str
+) -> Receipt:
+    one = await desk.allocation(person, account, data.allocation)
+    return await desk.do(
+        kind(
+            key=key,
+            actor=person.actor,
+            allocation=one.name,
+            amount_micro_su=data.amount_micro_su,
+            reason=data.reason,
+        )
+    )
+
+
+async def _move(kind: type[Transfer | CarryOver], desk: Desk, person: Person, data: Move, *, key: str) -> Receipt:
+    source = await desk.allocation(person, data.source, data.source_allocation)
+    target = await desk.allocation(person, data.target, data.target_allocation)
+    return await desk.do(
+        kind(
+            key=key,
+            actor=person.actor,
+            source=source.name,
+            target=target.name,
+            amount_micro_su=data.amount_micro_su,
+            reason=data.reason,
+        )
     )
 
 

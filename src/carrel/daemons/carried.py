@@ -7,8 +7,6 @@ nothing is looked for. What was begun is noted until its tables are made; by the
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,7 +14,7 @@ import msgspec
 from carrel.core import schedule
 from carrel.daemons.facts import JobFacts
 from carrel.daemons.failures import Failures
-from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.finish import Finisher
 from carrel.daemons.inside import GuestViews
 from carrel.daemons.records import Sampled, SampledJobs
 from carrel.daemons.sampler_thread import JobSampler, SamplerThread, answer
@@ -26,7 +24,6 @@ from carrel.model.guestnode import NodeOrder
 from carrel.model.job import Job
 from carrel.model.sample import OnGuestNode
 from carrel.sampling import cgroup
-from carrel.sampling.folder import JobFolder
 from carrel.sampling.loop import Sampler
 
 if TYPE_CHECKING:
@@ -216,21 +213,14 @@ class CarriedJobs:
             self._finish(self._jobs[series])
 
     def _finish(self, sampled: Sampled) -> None:
-        job, root = sampled.job, Path(self._settings.root)
-        series = OnGuestNode(job.key, sampled.node)
-
-        def opened() -> JobFolder:
-            return JobFolder.make(root, job.key, user=job.user, uid=job.uid, gid=job.gid)
+        series = OnGuestNode(sampled.job.key, sampled.node)
 
         def done() -> None:
             self._jobs.pop(series, None)
             self._retry_at_s.pop(series, None)
             self._records.remove(series)
 
-        # Where the batch script ran.
-        wanted = sampled.report and bool(job.nodes) and job.nodes[0] == sampled.node
-        output = partial(self._host.scheduler.output, job.key.job_id) if wanted else None
-        self._finisher.put(Work(opened, done, output, sampled.node))
+        self._finisher.put(sampled, done)
 
     def _remember(self, sampled: Sampled) -> None:
         self._jobs[OnGuestNode(sampled.job.key, sampled.node)] = sampled

@@ -81,7 +81,9 @@ class Controller:
         works = [asyncio.create_task(self._keep_maps())]
         if self._reconciler:
             works.append(asyncio.create_task(self._reconciler.run()))
-            works += [asyncio.create_task(each.run(self._reconciler.exchange)) for each in self._deputies.values()]
+            works += [
+                asyncio.create_task(each.run(self._reconciler.hosts.exchange)) for each in self._deputies.values()
+            ]
         if self._branch is not None:
             await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
@@ -121,7 +123,7 @@ class Controller:
             silent_after_s=self._silent_after_s,
             munge_socket=self._settings.controller.munge_socket,
             hosts=self.desk,
-            exchange=self._reconciler.exchange if self._reconciler else None,
+            exchange=self._reconciler.hosts.exchange if self._reconciler else None,
             bank=self._branch.bank if self._branch else None,
             branch=self._branch,
         )

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from carrel.config import Metrics
+from carrel.daemons.records import Sampled
 from carrel.errors import CarrelError
 from carrel.process import run_async
 from carrel.sampling import compact, prune
 from carrel.sampling.folder import JobFolder, of_stem
 from carrel.sampling.job import segments
 from carrel.sampling.spool import Spool
+from carrel.slurm.client import SlurmClient
 
 TABLES_TIMEOUT_S = 3600.0
 REPORT_TIMEOUT_S = 120.0
@@ -34,29 +36,42 @@ class Work(NamedTuple):
 
     open: Callable[[], JobFolder]
     done: Callable[[], None]
+    node: str
+    """The node whose samples these are: this one, or a guest on it that was a Slurm node."""
     output: Callable[[], Awaitable[str]] | None = None
     """Asked for the file at whose end what the job used is to be printed, once; None: nowhere."""
-    node: str = ""
-    """The guest whose samples these are, where it was a Slurm node; empty: this node's own."""
 
 
 class Finisher:
     """Makes tables of what it is given, and removes old samples."""
 
     def __init__(
-        self, settings: Metrics, node: str, *, spool: Spool | None, failed: Callable[[str, Exception], None]
+        self,
+        settings: Metrics,
+        node: str,
+        slurm: SlurmClient,
+        *,
+        spool: Spool | None,
+        failed: Callable[[str, Exception], None],
     ) -> None:
-        """Wait for work; ``failed`` is told of what went wrong, ``spool`` knows what sinks have yet to take."""
+        """Wait for work; ``slurm`` knows jobs' outputs, ``spool`` what sinks have yet to take, ``failed`` counts."""
         self._spool = spool
         self._settings = settings
         self._node = node
+        self._slurm = slurm
         self._failed = failed
         self._work: asyncio.Queue[Work] = asyncio.Queue()
         self._reports: set[asyncio.Task[None]] = set()
 
-    def put(self, work: Work) -> None:
-        """Do it soon, and again until it is done: a disk may be full for an hour."""
-        self._work.put_nowait(work)
+    def put(self, sampled: Sampled, done: Callable[[], None]) -> None:
+        """Make a run's tables soon, and again until they are made, which ``done`` is told: a disk may be full."""
+        job, node = sampled.job, sampled.node or self._node
+        root = Path(self._settings.root)
+        folder = partial(JobFolder.make, root, job.key, user=job.user, uid=job.uid, gid=job.gid)
+        # Where the batch script ran, since its output is there; a step of srun alone has no file of its own.
+        wanted = sampled.report and job.nodes[:1] == (node,)
+        output = partial(self._slurm.output, job.key.job_id) if wanted else None
+        self._work.put_nowait(Work(folder, done, node, output))
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -70,7 +85,7 @@ class Finisher:
                     work.done()  # its owner has removed it
                 except (OSError, CarrelError) as error:
                     self._failed("tables", error)
-                    asyncio.get_running_loop().call_later(RETRY_S, self.put, work)
+                    asyncio.get_running_loop().call_later(RETRY_S, self._work.put_nowait, work)
                 else:
                     work.done()
         finally:
@@ -82,7 +97,7 @@ class Finisher:
         folder = await asyncio.to_thread(work.open)
         try:
             for name in await asyncio.to_thread(os.listdir, folder.descriptor):
-                if name.endswith(".seg") and self._ours(name, work.node):
+                if name.endswith(".seg") and _is_of(name, work.node):
                     await self._make_tables(folder, name.removesuffix(".seg"))
             if work.output is not None:
                 # The tables of the next job do not wait for it.
@@ -103,10 +118,6 @@ class Finisher:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exited with {child.returncode}"]
             raise CarrelError(f"{folder.path}: {last[0]}")
 
-    def _ours(self, name: str, node: str = "") -> bool:
-        """Say whether samples are of this node, or of a guest on it; or of the guest that is called ``node``."""
-        return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == (node or self._node)
-
     async def _report(self, output: Callable[[], Awaitable[str]], path: Path, uid: int) -> None:
         """Print what the job used at the end of its output. What fails is counted: the job has ended."""
         try:
@@ -120,16 +131,21 @@ class Finisher:
     async def leftovers(self, known: Callable[[Path], bool]) -> None:
         """Finish what this node has begun and nobody remembers: it lost its power, or its directory."""
         root = Path(self._settings.root)
-        folders = {path.parent for path in await asyncio.to_thread(segments, root) if self._ours(path.name)}
+        folders = {path.parent for path in await asyncio.to_thread(segments, root) if _is_of(path.name, self._node)}
         for folder in sorted(folders):
             if not known(folder):
-                self.put(Work(partial(JobFolder.found, root, folder), _nothing))
+                self._work.put_nowait(Work(partial(JobFolder.found, root, folder), _nothing, self._node))
 
     async def _prune(self) -> None:
         while True:
             await asyncio.sleep(PRUNE_PERIOD_S * random.random())  # noqa: S311  # so that nodes do not meet
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(prune.prune, self._settings)
+
+
+def _is_of(name: str, node: str) -> bool:
+    """Say whether samples are of this node, or of a guest on it."""
+    return name.startswith("samples.") and of_stem(name)[0].partition(":")[0] == node
 
 
 def _nothing() -> None:

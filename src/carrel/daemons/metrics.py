@@ -21,7 +21,7 @@ from carrel.daemons import people, sinks
 from carrel.daemons.attach import Attacher
 from carrel.daemons.carried import CarriedJobs
 from carrel.daemons.failures import Failures
-from carrel.daemons.finish import Finisher, Work
+from carrel.daemons.finish import Finisher
 from carrel.daemons.held import HeldGroups
 from carrel.daemons.hints import Hints
 from carrel.daemons.inside import GuestViews
@@ -36,7 +36,7 @@ from carrel.model.job import Job, JobKey
 from carrel.model.report import SamplingWish
 from carrel.model.sample import OnGuestNode, SamplerStatus
 from carrel.sampling import cgroup
-from carrel.sampling.folder import JobFolder, component
+from carrel.sampling.folder import component
 from carrel.sampling.loop import Sampler
 from carrel.sampling.outside import DISK_NAMES
 from carrel.sampling.spool import Spool
@@ -73,7 +73,7 @@ class JobMetrics:
         self._failed = self._failures.add
         self._steps = Steps(Path(node.config.slurm.spool_dir.replace("{node}", node.name)), node.name)
         self._spool = Spool(sinks.directory(node.config, node.name)) if self._settings.sinks else None
-        self._finisher = Finisher(self._settings, node.name, spool=self._spool, failed=self._failed)
+        self._finisher = Finisher(self._settings, node.name, node.scheduler, spool=self._spool, failed=self._failed)
         self._sampling = SamplerThread(self._make_sampler, failed=self._failed)
         self.guests = GuestViews(self._settings, node.driver, self._known, spool=self._spool, failed=self._failed)
         self.carried = CarriedJobs(node, self._sampling, self._records, self._finisher, self._failures)
@@ -273,11 +273,11 @@ class JobMetrics:
 
     async def _recover(self) -> None:
         """Finish what earlier carrelds of this node left, also one that lost its power."""
-        for sampled in list(self._jobs.values()):
+        for run, sampled in list(self._jobs.items()):
             if sampled.ended:
-                self._finish(sampled.job)
+                self._finish(run)
             elif not self._settings.enabled:
-                self._end_all([sampled.job.key])
+                self._end_all([run])
         self.carried.recover()
         mine = {(component(job.job.user), job.job.key.job_id) for job in self._jobs.values()}
         try:
@@ -420,31 +420,20 @@ class JobMetrics:
         self._ended(run)
 
     def _ended(self, run: JobKey) -> None:
-        sampled = self._jobs[run]
-        if not sampled.ended:
+        if not self._jobs[run].ended:
             self._remember(run, ended=True)
-            self._finish(sampled.job)
+            self._finish(run)
 
-    def _finish(self, job: Job) -> None:
-        root = Path(self._settings.root)
-
-        def opened() -> JobFolder:
-            return JobFolder.make(root, job.key, user=job.user, uid=job.uid, gid=job.gid)
-
+    def _finish(self, run: JobKey) -> None:
         def done() -> None:
-            self._jobs.pop(job.key, None)
-            self._alive.discard(job.key)
-            self._retry_at_s.pop(job.key, None)
-            self._since_s.pop(job.key, None)
-            self._to_report.discard(job.key.job_id)
-            self._records.remove(job.key)
+            self._jobs.pop(run, None)
+            self._alive.discard(run)
+            self._retry_at_s.pop(run, None)
+            self._since_s.pop(run, None)
+            self._to_report.discard(run.job_id)
+            self._records.remove(run)
 
-        sampled = self._jobs.get(job.key)
-        # Where the batch script ran, since its output is there; a step of srun alone has no file of its own.
-        first = bool(job.nodes) and job.nodes[0] == self._node.name
-        wanted = first and sampled is not None and sampled.report
-        output = partial(self._node.scheduler.output, job.key.job_id) if wanted else None
-        self._finisher.put(Work(opened, done, output))
+        self._finisher.put(self._jobs[run], done)
 
 
 def _forget(tasks: dict[JobKey, "asyncio.Task[None]"], run: JobKey, _: "asyncio.Task[None]") -> None:

@@ -105,7 +105,9 @@ class Site:
         self._controller = controller
 
         async def run() -> None:
-            await asyncio.gather(controller.run(), *(deputy.run(controller.exchange) for deputy in deputies.values()))
+            await asyncio.gather(
+                controller.run(), *(deputy.run(controller.hosts.exchange) for deputy in deputies.values())
+            )
 
         self._works["controller"] = asyncio.ensure_future(run())
 
@@ -124,7 +126,7 @@ class Site:
         await self.pause(self.trouble.message_max_s)
         if self._controller is None:
             raise UnreachableError("nobody listens")
-        question = asyncio.ensure_future(self._controller.exchange(report, digest))
+        question = asyncio.ensure_future(self._controller.hosts.exchange(report, digest))
         self._questions.add(question)
         try:
             await asyncio.wait([question])
