@@ -220,7 +220,8 @@ def test_a_job_that_ends_while_no_carreld_lives_has_its_total(box: Sandbox, user
 
 def test_a_full_disk_costs_samples_and_no_job(box: Sandbox, user: User, known: Path) -> None:
     node = box.nodes[0]
-    inside = ["nsenter", "-m", "-t", str(box.pid(f"carreld@{node}")), "--"]  # each node has mounts of its own
+    # Each node has mounts of its own, and on a machine in a directory a root directory too.
+    inside = ["nsenter", "-m", "-r", "-t", str(box.pid(f"carreld@{node}")), "--"]
     root = str(box.dir / "metrics")
     Path(root).mkdir(exist_ok=True)
     subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "none", root], check=True)

@@ -177,7 +177,7 @@ def _pool(place: Place) -> str:
     lines = [
         "SuspendProgram=/bin/true\nResumeProgram=/bin/true",
         "SuspendTime=INFINITE\nSuspendTimeout=1\nResumeTimeout=60",
-        "SlurmctldParameters=idle_on_node_suspend",
+        "SlurmctldParameters=idle_on_node_suspend,power_save_interval=1",
         "PrivateData=cloud",
         *(f"NodeName={name} Port={place.pool_port(name)} State=CLOUD {shape}" for name in place.pool),
         f"PartitionName=guests Nodes={names} MaxTime=INFINITE{default_time} SuspendTime=31536000 State=UP",
