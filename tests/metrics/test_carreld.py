@@ -266,9 +266,10 @@ def test_groups_of_a_job_that_nobody_knows_are_let_go(tmp_path: Path) -> None:
     assert not list((tmp_path / "node" / "held").iterdir())
 
 
-def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["COMPLETING", "COMPLETED"])
+def test_a_job_that_ends_while_slurm_is_asked_whose_it_is_has_its_two_samples(tmp_path: Path, word: str) -> None:
     node = ANode(tmp_path, period_s=3600.0)
-    node.jobs = {7: a_job(state="ended", slurm_state="COMPLETING")}
+    node.jobs = {7: a_job(state="ended", slurm_state=word)}
 
     async def scenario() -> None:
         async with carreld(node):

@@ -353,8 +353,8 @@ class JobMetrics:
             self._failed("facts", error)
             return
         self._end_all([run for run in self._jobs if run.job_id == job_id and run != job.key])
-        completing = job.slurm_state == "COMPLETING" and (told or job_id in self._living)
-        if not living(job) and not completing:
+        # A job that its prolog announced and that is over by now has its two samples all the same.
+        if not living(job) and not (told and job.state == "ended"):
             return
         if job.key not in self._jobs:
             self._since_s[job.key] = time.monotonic()
