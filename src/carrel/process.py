@@ -4,6 +4,7 @@ And processes of others, named so that a later one of the same number is never t
 """
 
 import contextlib
+import glob
 import os
 import shlex
 import signal
@@ -145,3 +146,13 @@ def process_state(pid: int) -> tuple[str, int] | None:
         return None
     fields = text.rpartition(")")[2].split()  # a command's name may itself hold a parenthesis
     return fields[0], int(fields[19])
+
+
+def children(pid: int, proc: Path = Path("/proc")) -> list[int]:
+    """Return the children of a process, of all its threads; of one that is gone, or goes meanwhile, none."""
+    found: list[int] = []
+    # Path.glob fails where a directory goes while it is looked through.
+    for path in glob.iglob("task/*/children", root_dir=proc / str(pid)):  # noqa: PTH207  # see above
+        with contextlib.suppress(OSError):
+            found += map(int, (proc / str(pid) / path).read_text().split())
+    return found

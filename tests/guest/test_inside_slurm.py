@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from carrel.process import children
 from carrel.sandbox.cluster import Sandbox
-from carrel.slurm.steps import children
 from carrel.testing.guests import IMAGE, await_end, job_state, submit
 from carrel.testing.leaks import pid_of
 from carrel.testing.sandbox import User
@@ -169,7 +169,7 @@ def test_no_byte_of_an_answer_is_lost_where_the_guest_reads_it_late(accounted: S
         enter, qemu = pid_of(accounted, job_id, "enter"), pid_of(accounted, job_id, "qemu")
         until = time.monotonic() + 1
         while enter and qemu and time.monotonic() < until:
-            if "scontrol" in map(_name, children(children([enter.number]))):  # a runner's
+            if "scontrol" in {_name(pid) for runner in children(enter.number) for pid in children(runner)}:
                 qemu.kill(signal.SIGSTOP)
                 time.sleep(0.3)
                 qemu.kill(signal.SIGCONT)

@@ -3,11 +3,12 @@
 import os
 import shutil
 import subprocess  # a process with an odd name
+import threading
 from pathlib import Path
 
 import pytest
 
-from carrel.process import CommandError, Pid, process_state, run
+from carrel.process import CommandError, Pid, children, process_state, run
 
 
 def test_a_command_for_administrators_is_found_with_an_ordinary_users_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +50,27 @@ def test_a_process_may_call_itself_by_any_bytes(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_the_children_of_a_process_are_those_of_all_its_threads() -> None:
+    def start_one() -> None:
+        with subprocess.Popen(["sleep", "60"]) as child:
+            found.append((child.pid, children(os.getpid())))
+            child.kill()
+
+    found: list[tuple[int, list[int]]] = []
+    thread = threading.Thread(target=start_one)
+    thread.start()
+    thread.join()
+    [(pid, seen)] = found
+    assert pid in seen
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_no_children_and_is_no_error() -> None:
+    for _ in range(200):  # a look that minds fails at one end in thirty
+        with subprocess.Popen(["true"]) as process:
+            reaper = threading.Thread(target=process.wait)
+            reaper.start()
+            while reaper.is_alive():
+                assert children(process.pid) == []
+            reaper.join()

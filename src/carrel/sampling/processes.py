@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from carrel.model.sample import Column, Schema
+from carrel.process import children
 from carrel.sampling.blocks import Block, Layout
 
 PROCESSES_MAX = 256
@@ -236,11 +237,7 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
     found, look = [], [pid]
     while look:
         one = look.pop()
-        try:
-            for children in (proc / str(one) / "task").glob("*/children"):
-                look += map(int, children.read_text().split())
-        except OSError:
-            continue
+        look += children(one, proc)
         with contextlib.suppress(OSError):
             if (proc / str(one) / "comm").read_bytes() != _MANAGER:
                 found.append(one)

@@ -1,6 +1,7 @@
 """What is left when all processes are gone: mounts, cgroups, files. Found by looking; only ours is touched."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -33,9 +34,10 @@ def unmount(root: Path) -> None:
 def thaw(nodes: Iterable[str]) -> None:
     """Let go of suspended jobs: a frozen process dies of no signal before it is thawed."""
     for node in nodes:
-        for state in (_CGROUPS / "freezer" / f"slurm_{node}").rglob("freezer.state"):
-            with contextlib.suppress(FileNotFoundError):  # its step has just ended
-                state.write_text("THAWED")
+        for directory, _, files in os.walk(_CGROUPS / "freezer" / f"slurm_{node}"):
+            if "freezer.state" in files:
+                with contextlib.suppress(FileNotFoundError):  # its step has just ended
+                    Path(directory, "freezer.state").write_text("THAWED")
 
 
 def remove_cgroups(nodes: Iterable[str]) -> None:
@@ -50,10 +52,9 @@ def remove_cgroups(nodes: Iterable[str]) -> None:
 
 
 def _remove_tree(top: Path) -> bool:
-    inner = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
     try:
-        for path in [*inner, top]:
-            path.rmdir()
+        for directory, _, _ in os.walk(top, topdown=False):
+            Path(directory).rmdir()
     except OSError:
         return False
     return True

@@ -6,11 +6,10 @@ slurmstepd listens on ``<spool>/<node>_<job>.<step>`` from before its first task
 
 import re
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from carrel.process import Pid, process_state
+from carrel.process import Pid, children, process_state
 
 MANAGER = "slurmstepd"
 """What a step's manager is called, and its child until that has become the task."""
@@ -57,25 +56,13 @@ class Steps:
 
 def task_of(manager: Pid) -> int | None:
     """Return a task of a step, once it is in its control groups: slurmd puts it there before it is the program."""
-    for pid in children([manager.number]):
+    for pid in children(manager.number):
         try:
             if Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() != MANAGER:
                 return pid
         except OSError:
             continue
     return None
-
-
-def children(pids: Iterable[int]) -> list[int]:
-    """Return the children of processes; of those that are gone, none."""
-    found: list[int] = []
-    for pid in pids:
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                found += map(int, path.read_text().split())
-            except OSError:
-                continue
-    return found
 
 
 def _listener(path: Path) -> Pid | None:

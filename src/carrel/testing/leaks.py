@@ -10,6 +10,7 @@ else lies in its directory or, as cgroups, under the names of its nodes.
 
 import glob
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,8 +145,8 @@ def _mounts(box: Sandbox) -> Iterator[str]:
 
 def _cgroups(nodes: Sequence[str]) -> Iterator[str]:
     for node in nodes:
-        for path in _CGROUPS.glob(f"*/slurm_{node}/uid_*"):
-            yield from (f"cgroup: {inner}" for inner in (path, *path.rglob("*")) if inner.is_dir())
+        for user in glob.glob(f"*/slurm_{node}/uid_*", root_dir=_CGROUPS):  # noqa: PTH207  # as above
+            yield from (f"cgroup: {directory}" for directory, _, _ in os.walk(_CGROUPS / user))
 
 
 def _slots(box: Sandbox) -> Iterator[str]:
