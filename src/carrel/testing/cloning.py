@@ -79,7 +79,8 @@ class Node(msgspec.Struct, frozen=True):
 
 
 def a_node(sandbox_factory: MakeSandbox, user: User, templates: Path, *, conf: str = "") -> Node:
-    conf = f'[guests.templates]\ndir = "{templates}"\n{conf}'
+    # A template that is not made in time is not tried again for minutes, and on a busy machine a boot takes one.
+    conf = f'[guests]\nboot_timeout_s = 150.0\n[guests.templates]\ndir = "{templates}"\n{conf}'
     return Node(sandbox_factory(nodes=1, carrel_conf=conf), user, templates)
 
 
