@@ -8,7 +8,6 @@ meets once it runs is the same for all: to run those modules twice would double 
 """
 
 import asyncio
-import fcntl
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +26,6 @@ from carrel.testing.guests import IMAGE
 
 MakeSandbox = Callable[..., Sandbox]
 MIB = 2**20
-
-_TEMPLATES_LOCK = Path("/run/lock/carreltest-templates.lock")
 
 SHAPES = ((1, 160), (1, 256), (1, 512), (2, 160), (2, 512), (4, 512))
 """CPUs and MiB of the templates that the tests' guests come from. A new test with another shape adds it here."""
@@ -83,27 +80,26 @@ def clones_are_what_was_asked_for(request: pytest.FixtureRequest) -> Iterator[No
 
 
 def make_templates() -> None:
-    """Make those templates that are not there; of two processes of one test run, the second waits for the first."""
+    """Make those templates that are not there; the processes of a test run share them out among themselves."""
     settings = config.Config(guests=config.Guests(accelerator="tcg"))
-    with _TEMPLATES_LOCK.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _make_templates(settings)
-
-
-def _make_templates(settings: config.Config) -> None:
     images = _images(settings.images.path)
     here = Path()
     context = DriverContext(config=settings, node="c1", directory=here, lock=here, images=images)
     clones = Clones(context, Settings())
     image, kernel = images.files(IMAGE), images.kernel()
-    for cpus, mib in SHAPES:
-        conditions = clones.conditions(image.hash, cpus=cpus, memory_bytes=mib * MIB, kernel=kernel, accelerator="tcg")
-        deadline_s = time.monotonic() + TEMPLATE_TIMEOUT_S
-        while clones.templates.find(conditions) is None:
-            made = asyncio.run(clones.make(conditions, image=image, kernel=kernel))
-            if made is None:  # a carreld of another test makes the same one
-                assert time.monotonic() < deadline_s, f"no template for {cpus} CPUs and {mib} MiB"
-                time.sleep(0.2)
+    wanted = [
+        clones.conditions(image.hash, cpus=cpus, memory_bytes=mib * MIB, kernel=kernel, accelerator="tcg")
+        for cpus, mib in SHAPES
+    ]
+    waiting_s = time.monotonic()
+    while missing := [conditions for conditions in wanted if clones.templates.find(conditions) is None]:
+        # What is missing now may be there, or be made by another process, when its turn comes.
+        for conditions in missing:
+            made = clones.templates.find(conditions) or asyncio.run(clones.make(conditions, image=image, kernel=kernel))
+            if made is not None:
+                waiting_s = time.monotonic()
+        assert time.monotonic() - waiting_s < TEMPLATE_TIMEOUT_S, f"others do not finish {len(missing)} templates"
+        time.sleep(0.2)
 
 
 @cache

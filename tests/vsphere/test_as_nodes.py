@@ -134,7 +134,11 @@ def site(
 
 def carrel_conf(where: Path, port: int, certificates: Certificates) -> str:
     """Return what a site with a vCenter has in its carrel.toml."""
+    # The map of a job that ended under a killed controller stays until each node could report to the next: 1.5 periods.
     return f"""
+[node]
+report_period_s = 4.0
+
 [guest_nodes]
 join_max_s = 4.0
 host_silent_s = 6.0

@@ -114,6 +114,8 @@ def _behaviour(spec: Spec) -> str:
         else "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux"
     )
     flags = "Alloc,Contain" if confined else "Alloc"
+    # Heterogeneous jobs, and many others once something waits, are started by backfill alone: by itself every 30 s.
+    prompt = "sched_min_interval=0,batch_sched_delay=0,bf_interval=1"
     return f"""\
 {tracking}
 PrologFlags={flags}
@@ -129,7 +131,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=30
 KillWait=3
 MinJobAge=300
-SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters={prompt}
 PropagateResourceLimits=NONE
 SlurmdParameters=config_overrides
 MailProg=/bin/true

@@ -7,10 +7,12 @@ import os
 import re
 import secrets
 import shutil
+import subprocess  # as in carrel.sandbox.cluster: a test wants to see a status
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import msgspec
 
@@ -47,22 +49,50 @@ def wait_for(fact: Callable[[], bool], timeout_s: float = GUEST_TIMEOUT_S) -> No
 
 def job_state(box: Sandbox, job_id: int) -> str:
     """Return Slurm's word for the state of a job, as ``RUNNING``; ``UNKNOWN`` where Slurm does not know it."""
-    done = box.run(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}"])
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else "UNKNOWN"
+    return _squeue(box, job_id, "%T") or "UNKNOWN"
+
+
+def _squeue(box: Sandbox, job_id: int, columns: str) -> str:
+    """Return the first line that squeue has of a job; empty: it has none."""
+    done = box.run(["squeue", "--noheader", "--states=all", f"--format={columns}", f"--jobs={job_id}"])
+    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""
 
 
 @contextmanager
 def allocation(box: Sandbox, *options: str, user: str | None = None) -> Iterator[int]:
-    """Have a job that waits for steps: ``srun --jobid=ID``. Boots at most one guest a node, whatever runs in it."""
-    done = box.run(["salloc", "--no-shell", *options], user=user, timeout_s=GUEST_TIMEOUT_S)
-    found = re.search(r"Granted job allocation (\d+)", done.stderr)
-    assert found, done.stderr
-    job_id = int(found[1])
-    try:
-        yield job_id
-    finally:
-        box.run(["scancel", str(job_id)])
-        wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+    """Have a job that waits for steps: ``srun --jobid=ID``. Boots at most one guest a node, whatever runs in it.
+
+    It is there when its Prologs are done. ``salloc`` waits for that too, but asks only once every 3 s.
+    """
+    words = box.command(["salloc", "--no-shell", *options], netns=box.netns, user=user)
+    with (
+        NamedTemporaryFile() as said,
+        subprocess.Popen(words, env={**os.environ, **box.env}, cwd="/", stderr=said) as salloc,
+    ):
+        try:
+            job_id = _granted(salloc, Path(said.name))
+            try:
+                wait_for(lambda: not {"PENDING", "CONFIGURING", "Prolog"} & {*_squeue(box, job_id, "%T %r").split()})
+                yield job_id
+            finally:
+                box.run(["scancel", str(job_id)])
+                wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+        finally:
+            salloc.kill()
+
+
+def _granted(salloc: "subprocess.Popen[bytes]", said: Path) -> int:
+    """Return the id of the job that salloc was given."""
+    found: list[str] = []
+
+    def answered() -> bool:
+        ended = salloc.poll() is not None
+        found[:] = re.findall(r"Granted job allocation (\d+)", said.read_text())
+        return ended or bool(found)
+
+    wait_for(answered)
+    assert found, said.read_text()
+    return int(found[0])
 
 
 def submit(box: Sandbox, script: str, *options: str, user: User, arguments: Sequence[str] = ()) -> tuple[int, Path]:
