@@ -122,6 +122,20 @@ def test_f22_a_dearer_change_is_covered_first_and_a_cheaper_one_is_not_believed_
     assert ask(bank, "modify", f"token={token}", "uid=0", "job=1", "time_limit=600")[0] == "refuse"
 
 
+def test_f22_another_account_is_taken_where_it_covers_the_job(bank: Bank) -> None:
+    _, token = submit(bank, "time_limit=10")
+    (before,) = queries.liens(bank.ledger.store)
+    move = ("modify", f"token={token}", "uid=0", "job=1", "account=chemistry")
+    bank.ledger.call(OpenProject(key="p2", project="chemistry"))
+    bank.ledger.call(OpenAllocation(key="a2", allocation="chemistry", project="chemistry"))
+    word, text = ask(bank, *move)
+    assert word == "refuse"
+    assert text.startswith("account 'chemistry' has 0.00 SU left, this job may need ")
+    bank.ledger.call(Deposit(key="d2", allocation="chemistry", amount_micro_su=before.lien_micro_su, reason="test"))
+    assert ask(bank, *move)[0] == "ok"
+    assert queries.liens(bank.ledger.store) == [before], "it moves when the queue shows it there"
+
+
 def test_a_user_cannot_release_a_job_that_the_bank_has_not_priced(bank: Bank) -> None:
     word, text = ask(bank, "modify", "token=abc", "uid=0", "job=1", "release=1")
     assert (word, text) == ("refuse", "the bank has not priced this job yet; it is released when it has")
