@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +18,18 @@ from carrel.daemons.board import Board
 from carrel.daemons.counter import SEPARATOR, Counter
 from carrel.daemons.starts import Starts
 from carrel.model.cluster import ClusterFacts, NodeFacts, PartitionFacts
-from carrel.model.ledger import Backfill, Deposit, OpenAllocation, OpenProject, Receipt
+from carrel.model.ledger import (
+    AnyCommand,
+    Backfill,
+    Bind,
+    Deposit,
+    OpenAllocation,
+    OpenProject,
+    Place,
+    Receipt,
+    Settle,
+    Start,
+)
 from carrel.model.report import Event
 from carrel.testing.daemons import a_report
 
@@ -110,6 +122,20 @@ def test_f22_a_dearer_change_is_covered_first_and_a_cheaper_one_is_not_believed_
     assert ask(bank, "modify", f"token={token}", "uid=0", "job=1", "time_limit=600")[0] == "refuse"
 
 
+def test_f22_another_account_is_taken_where_it_covers_the_job(bank: Bank) -> None:
+    _, token = submit(bank, "time_limit=10")
+    (before,) = queries.liens(bank.ledger.store)
+    move = ("modify", f"token={token}", "uid=0", "job=1", "account=chemistry")
+    bank.ledger.call(OpenProject(key="p2", project="chemistry"))
+    bank.ledger.call(OpenAllocation(key="a2", allocation="chemistry", project="chemistry"))
+    word, text = ask(bank, *move)
+    assert word == "refuse"
+    assert text.startswith("account 'chemistry' has 0.00 SU left, this job may need ")
+    bank.ledger.call(Deposit(key="d2", allocation="chemistry", amount_micro_su=before.lien_micro_su, reason="test"))
+    assert ask(bank, *move)[0] == "ok"
+    assert queries.liens(bank.ledger.store) == [before], "it moves when the queue shows it there"
+
+
 def test_a_user_cannot_release_a_job_that_the_bank_has_not_priced(bank: Bank) -> None:
     word, text = ask(bank, "modify", "token=abc", "uid=0", "job=1", "release=1")
     assert (word, text) == ("refuse", "the bank has not priced this job yet; it is released when it has")
@@ -120,9 +146,9 @@ def test_a_guest_is_in_the_token_since_slurm_does_not_count_guests(bank: Bank) -
     assert submit(bank, "time_limit=10", "guest=1", "guest_per=task", "num_tasks=3")[1].endswith(".t3")
 
 
-def board_of(*events: tuple[float, str]) -> Board:
+def board_of(*events: tuple[float, str], job_id: int = 7) -> Board:
     board = Board()
-    told = tuple(Event(time_s=at_s, node="c1", what=what, text="", job_id=7, uid=0) for at_s, what in events)
+    told = tuple(Event(time_s=at_s, node="c1", what=what, text="", job_id=job_id, uid=0) for at_s, what in events)
     board.take(a_report(events=told), now_s=1.0)
     return board
 
@@ -185,6 +211,23 @@ def test_what_was_refunded_is_not_refunded_again(bank: Bank) -> None:
     for refund in asyncio.run(Starts(bank, board, since_s=0).refunds()):
         assert isinstance(bank.ledger.call(refund), Receipt)
     assert refunded(bank, board) == []
+
+
+def test_of_an_array_the_task_whose_guest_failed_costs_nothing_and_the_others_are_paid_for(bank: Bank) -> None:
+    inputs = {"moment_s": 1000, "seconds": 60, "resources": {"cpu": 1, "guest": 1}}
+    terms: dict[str, Any] = {"cluster": "k", "amount_micro_su": 900}
+    commands: tuple[AnyCommand, ...] = (
+        Place(key="l", token="t", project="physics", user="ada", units=3, **terms),
+        Bind(key="b", cluster="k", token="t", user="ada", job_id=7),
+        *(Start(key=f"s{job}", token="t", run=f"{job}.1.0", **terms) for job in (8, 9, 7)),
+        *(Settle(key=f"e{job}", run=f"{job}.1.0", inputs=inputs, **terms) for job in (8, 9, 7)),
+    )
+    assert all(isinstance(bank.ledger.call(command), Receipt) for command in commands)
+    # The last task has the array's own number.
+    for failed in (8, 7):
+        board = board_of((1010.0, "guest-failed"), job_id=failed)
+        (refund,) = asyncio.run(Starts(bank, board, since_s=0).refunds())
+        assert (refund.run, refund.amount_micro_su) == (f"{failed}.1.0", 900)
 
 
 @pytest.mark.root

@@ -103,7 +103,7 @@ def test_f11_an_account_that_the_bank_does_not_know_is_refused(bank: Banked) -> 
     assert "there is no account 'root'; see: carrel account list" in said
 
 
-def test_a_stranger_to_an_account_is_refused_before_anything_is_set_aside(bank: Banked, user: User) -> None:
+def test_f11_a_stranger_to_an_account_is_refused_before_anything_is_set_aside(bank: Banked, user: User) -> None:
     before = len(bank.liens())
     status, said = bank.try_sbatch("-Aroot", "-t1", "--wrap=true", user=user.name)
     assert status != 0
@@ -111,13 +111,13 @@ def test_a_stranger_to_an_account_is_refused_before_anything_is_set_aside(bank: 
     assert len(bank.liens()) == before
 
 
-def test_f9_every_task_of_an_array_is_set_aside_and_charged(bank: Banked) -> None:
+def test_f9_f16_every_task_of_an_array_is_set_aside_and_charged_under_one_name(bank: Banked) -> None:
     job_id = bank.sbatch("--array=0-99", "-t1", "--wrap=true")
     (lien,) = [lien for lien in bank.liens() if lien.state in {"unbound", "bound"}]
     assert lien.units + len([each for each in bank.liens() if each.job_id == job_id]) >= 100
     bank.wait_settled()
     runs = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
-    assert len(runs) == 100
+    assert len({lien.run for lien in runs}) == len(runs) == 100
 
 
 def test_f9_what_is_left_of_an_array_comes_back_when_its_waiting_tasks_are_cancelled(bank: Banked) -> None:
@@ -137,7 +137,7 @@ def test_f10_each_component_of_a_het_job_is_set_aside_and_charged(bank: Banked) 
     bank.wait_settled()
 
 
-def test_f15_f16_a_requeued_job_is_charged_for_each_of_its_runs(bank: Banked) -> None:
+def test_f15_a_requeued_job_is_charged_for_each_of_its_runs(bank: Banked) -> None:
     job_id = bank.sbatch("-n1", "-t5", "--requeue", "--wrap=sleep 60")
     for _ in range(3):
         bank.wait_state(job_id, "RUNNING")

@@ -144,6 +144,27 @@ def test_f20_an_account_below_zero_stays_there_and_what_runs_is_charged_all_the_
     assert _of(bank, "debt").available_micro_su == -bank.price(run)
 
 
+def test_f22_a_waiting_job_that_moves_to_another_account_is_set_aside_and_charged_there(
+    bank: Banked, user: User
+) -> None:
+    _open(bank, "poor", 1, user=user.name)
+    _open(bank, "elsewhere", 10**9, user=user.name)
+    job_id = bank.sbatch("--hold", "-n1", "-t10", "--wrap=sleep 1", user=user.name)
+    assert bank.lien(job_id).project == "demo"
+
+    def moves(account: str) -> bool:
+        return bank.scontrol("update", f"jobid={job_id}", f"account={account}", user=user.name)[0] == 0
+
+    wait_for(lambda: moves("elsewhere"), "it has moved", timeout_s=60)
+    moved = [("demo", "void"), ("elsewhere", "bound")]
+    wait_for(lambda: [(one.project, one.state) for one in _liens(bank, job_id)] == moved, "so has its lien")
+    assert not moves("poor")
+    assert bank.scontrol("release", str(job_id), user=user.name)[0] == 0
+    bank.wait_settled()
+    (run,) = [run for run in bank.records() if run.job_id == job_id]
+    assert _of(bank, "elsewhere").spent_micro_su == bank.price(run) > 0
+
+
 def test_f27_liens_of_jobs_that_never_come_are_free_after_their_time(bank: Banked) -> None:
     before = bank.balance()
     cluster, never, lost = bank.box.cluster, "a" * 32, "b" * 32
@@ -254,9 +275,9 @@ def _parked(bank: Banked) -> list[str]:
     return status.get("parked", [])
 
 
-def _open(bank: Banked, account: str, micro_su: int) -> None:
-    """Have another account, in Slurm and in the ledger, that root may charge."""
-    for words in (["account", account], ["user", "root", f"account={account}"]):
+def _open(bank: Banked, account: str, micro_su: int, *, user: str = "root") -> None:
+    """Have another account, in Slurm and in the ledger, that this user may charge."""
+    for words in (["account", account], ["user", user, f"account={account}"]):
         done = bank.box.run(["sacctmgr", "-i", "add", *words])
         assert done.returncode == 0, done.stdout + done.stderr
     bank.tell(

@@ -150,6 +150,15 @@ def test_a_refund_that_a_kill_came_before_is_made_good_once(site: Site) -> None:
     assert (lien.state, lien.refunded_micro_su) == ("refunded", 10_000_000)
 
 
+def test_f32_a_record_that_comes_a_day_late_is_charged_all_the_same(site: Site) -> None:
+    (site.root / "records").write_text("")
+    site.reconcile()
+    site.kill(later_s=25 * 3600)
+    site.ended("7 main")
+    assert site.reconcile().created == 1
+    assert site.charged() == {7: 10_000_000}
+
+
 def test_a_list_that_cannot_be_read_stops_nothing_and_is_left_for_a_person(site: Site) -> None:
     (site.root / "parked.json").write_text("[")
     site.kill()

@@ -99,7 +99,7 @@ def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "bank.db")
     connection.execute("PRAGMA user_version = 999")
     connection.close()
-    with pytest.raises(CarrelError, match="version 999, this program knows 3; upgrade carrel"):
+    with pytest.raises(CarrelError, match="version 999, this program knows 4; upgrade carrel"):
         Ledger(SqliteStore(tmp_path / "bank.db"))
 
 

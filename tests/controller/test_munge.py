@@ -82,22 +82,33 @@ def test_a_munge_that_is_away_tells_nothing_about_the_caller(tmp_path: Path) -> 
         asyncio.run(munge.verify("Munge MUNGE:x:", "GET", "/a", b"", socket=str(tmp_path / "none")))
 
 
-def test_over_tcp_a_signed_request_is_answered_and_an_unsigned_one_is_not(munged: Path) -> None:
+@contextlib.contextmanager
+def _over_tcp(munged: Path) -> Iterator[Controller]:
     extra = f'munge_socket = "{munged / "s"}"'
     controller = ControllerProcess(munged, listen=f"tcp:127.0.0.1:{PORT}", extra=extra)
     controller.start()
-    settings = Controller(listen=controller.listen, munge_socket=str(munged / "s"))
     try:
-        answer = asyncio.run(transport.request(settings, "GET", "/v1/guests?job=7"))
-        assert transport.decoded(answer) == []
-        assert asyncio.run(_unsigned()) == 401
+        yield Controller(listen=controller.listen, munge_socket=str(munged / "s"))
     finally:
         controller.kill()
 
 
-async def _unsigned() -> int:
+def test_over_tcp_a_signed_request_is_answered_and_an_unsigned_one_is_not(munged: Path) -> None:
+    with _over_tcp(munged) as settings:
+        answer = asyncio.run(transport.request(settings, "GET", "/v1/guests?job=7"))
+        assert transport.decoded(answer) == []
+        assert asyncio.run(_unsigned()) == 401
+
+
+def test_a_header_that_names_another_caller_makes_nobody_root(munged: Path) -> None:
+    """Of a proxy on the same host a web server believes it, and ``unix`` with port 0 is how root comes in."""
+    with _over_tcp(munged):
+        assert asyncio.run(_unsigned("X-Forwarded-For: unix\r\n")) == 401
+
+
+async def _unsigned(header: str = "") -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
-    writer.write(b"GET /v1/guests HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    writer.write(f"GET /v1/guests HTTP/1.1\r\nHost: x\r\n{header}Connection: close\r\n\r\n".encode())
     status = (await reader.readline()).split()[1]
     writer.close()
     return int(status)

@@ -198,7 +198,7 @@ def test_f31_a_runaway_is_never_settled_by_itself() -> None:
     assert gone(lien("unknown_end"), None, 10**6) == []
 
 
-def test_a_job_that_nobody_saw_run_gives_its_lien_back_after_an_hour() -> None:
+def test_f27_a_job_that_nobody_saw_run_gives_its_lien_back_after_an_hour() -> None:
     assert gone(lien("bound"), None, 3599) == []
     assert gone(lien("bound"), None, 3601) == [Void]
 

@@ -1,6 +1,8 @@
 """What ``bank.lua`` sends, read; and that what it reads of the configuration is what we mean."""
 
+import asyncio
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,24 @@ def test_f32_a_broken_record_does_not_stop_the_others() -> None:
     found = accounting.read(f"nonsense\n{record()}\n{record(AllocTRES='cpu=many')}", part=PART)
     assert len(found.ended) == 1
     assert len(found.broken) == 2
+
+
+def test_f28_sacct_is_asked_in_utc_and_for_seconds_whatever_the_time_zone_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sacct = tmp_path / "sacct"
+    sacct.write_text('#!/bin/sh\necho "$TZ $SLURM_TIME_FORMAT $*" >"$0.asked"\n')
+    sacct.chmod(0o755)
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        asyncio.run(accounting.since(config.Slurm(bin_dir=str(tmp_path)), 86400))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    asked = (tmp_path / "sacct.asked").read_text().split()
+    assert asked[:2] == ["UTC", "%s"]
+    assert asked[-2:] == ["-S", "1970-01-02T00:00:00"]
 
 
 def test_who_may_charge_what_and_with_which_qos_is_read_at_once() -> None:

@@ -14,6 +14,8 @@ from carrel.ports import Store
 _PAGE = 5000
 _IDS_AT_ONCE = 500
 _Request = msgspec.json.Decoder(AnyCommand)
+JOB_OF_RUN = "rtrim(rtrim(rtrim(run_ref, '0123456789+'), '.'), '0123456789')"
+"""As in the index ``lien_task``: cluster and job id, without submission and restart."""
 
 
 def open_liens(store: Store, *, cluster: str) -> list[LienView]:
@@ -30,17 +32,24 @@ def open_liens(store: Store, *, cluster: str) -> list[LienView]:
     return found
 
 
-def liens_of_jobs(store: Store, job_ids: Iterable[int], *, cluster: str) -> list[LienView]:
-    """Return what these jobs have, in whatever state. Job ids come back: look at each one's run."""
+def liens_of_job(store: Store, job_id: int, *, cluster: str) -> list[LienView]:
+    """Return what a job has, in whatever state; of an array, what each task has. Job ids come back: look at the run."""
+    sql = f"SELECT {columns(LIEN)} FROM lien WHERE job_id = %s AND job_id > 0 AND cluster = %s ORDER BY id"  # noqa: S608
+    with store.reading() as session:
+        return [lien_view(row) for row in session.rows(sql, job_id, cluster)]
+
+
+def liens_of_runs(store: Store, job_ids: Iterable[int], *, cluster: str) -> list[LienView]:
+    """Return what the runs of these jobs have, in whatever state. A task is a job of its own here."""
     sql = (
-        f"SELECT {columns(LIEN)} FROM lien WHERE job_id IN ({{ints}}) AND job_id > 0 AND cluster = %s"  # noqa: S608
-        " ORDER BY id"
+        f"SELECT {columns(LIEN)} FROM lien WHERE {JOB_OF_RUN} IN ({{texts}}) "  # noqa: S608  # our own names
+        "AND run_ref IS NOT NULL ORDER BY id"
     )
-    wanted = sorted(set(job_ids))
+    wanted = [f"{cluster}/{job_id}." for job_id in sorted(set(job_ids))]
     found: list[LienView] = []
     with store.reading() as session:
         for at in range(0, len(wanted), _IDS_AT_ONCE):
-            found += [lien_view(row) for row in session.rows(sql, wanted[at : at + _IDS_AT_ONCE], cluster)]
+            found += [lien_view(row) for row in session.rows(sql, wanted[at : at + _IDS_AT_ONCE])]
     return found
 
 

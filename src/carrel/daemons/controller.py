@@ -132,6 +132,8 @@ class Controller:
                 api.create(service),
                 http=visitors(limit=min(share(), SHARE_MAX), trusted=trusted),
                 lifespan="off",
+                # Of whom the socket says that they call; a header would make anybody on this host root.
+                proxy_headers=False,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=1,

@@ -173,7 +173,7 @@ class Counter:
         found = await asyncio.to_thread(queries.lien, store, cluster=name, token=token)
         if found is None or found.state not in OPEN:
             job_id = int(fields.get("job", "0"))
-            later = await asyncio.to_thread(runs.liens_of_jobs, store, [job_id], cluster=name)
+            later = await asyncio.to_thread(runs.liens_of_job, store, job_id, cluster=name)
             found = next((lien for lien in reversed(later) if lien.state in OPEN), found)
         return found
 

@@ -68,11 +68,11 @@ class Settling:
         await self._teller.do(self._gone(missing, records))
 
     async def recall(self, ended: Iterable[Seen | Used], folio: Folio) -> None:
-        """Have in the folio what these runs were charged before: a task's lien carries its array's job id."""
+        """Have in the folio what these runs were charged before."""
         strange = [run for run in ended if (lien := folio.of(run)) is None or not lien.run]
-        ids = {run.array_job_id or (run.key.job_id if isinstance(run, Seen) else run.job_id) for run in strange}
+        ids = {run.key.job_id if isinstance(run, Seen) else run.job_id for run in strange}
         name, store = self._bank.cluster_name, self._bank.ledger.store
-        for lien in await asyncio.to_thread(runs.liens_of_jobs, store, ids, cluster=name) if ids else ():
+        for lien in await asyncio.to_thread(runs.liens_of_runs, store, ids, cluster=name) if ids else ():
             folio.add(lien)
 
     async def charge(self, ended: Iterable[Used], folio: Folio) -> int:

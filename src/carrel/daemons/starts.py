@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from carrel.bank import runs
 from carrel.core import billing
+from carrel.core.folio import name_of
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.model.ledger import LienView, Refund
@@ -44,8 +45,10 @@ class Starts:
             return []
         name, store = self._bank.cluster_name, self._bank.ledger.store
         found = []
-        for lien in await asyncio.to_thread(runs.liens_of_jobs, store, starts, cluster=name):
-            if lien.state == "settled" and lien.charged_micro_su and await self._failed(lien, starts[lien.job_id]):
+        for lien in await asyncio.to_thread(runs.liens_of_runs, store, starts, cluster=name):
+            # Of a task: the lien's own job id is that of the array, where other tasks' guests may have started.
+            run = name_of(lien.run)
+            if run and lien.state == "settled" and lien.charged_micro_su and await self._failed(lien, starts[run[0]]):
                 amount = lien.charged_micro_su * percent // 100
                 found += [billing.refund(name, lien.run, amount, state=STATE)] if amount else []
         return found
