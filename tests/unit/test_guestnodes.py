@@ -185,6 +185,15 @@ def test_a_job_that_rests_gives_back_its_names_then_its_room_and_stands_in_no_li
     assert decide.plan(world(job(), resting=resting)) == (deeds.Rest(RUN, "tried again in 120 s"),)
 
 
+def test_a_job_that_rests_keeps_no_room_on_a_host_that_answers_though_it_has_some_on_a_silent_one() -> None:
+    resting = {RUN: "tried again in 120 s"}
+    found = decide.plan(world(job(), places=(place("h3"), place("h1", attempt=1)), resting=resting))
+    assert found == (deeds.GiveBackRoom(RUN, 1, "tried again in 120 s"),)
+    assert kinds(world(job(), places=(place("h3"),), resting=resting)) == ["Rest"]
+    both = (place("h1"), place("h3"))
+    assert kinds(world(job(), places=both, resting=resting)) == ["Rest"]
+
+
 @pytest.mark.parametrize("state", ["DOWN", "INACTIVE"])
 def test_while_no_job_of_the_partition_starts_none_has_guests(state: str) -> None:
     assert kinds(ready(RELEASED, partition_state=state)) == ["Hold"]

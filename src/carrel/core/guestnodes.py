@@ -124,9 +124,8 @@ def _rest(world: World, job: PoolJob, why: str) -> list[Action]:
     """Have no guests for a job that could not start on them."""
     if nodes := world.run_nodes(job.key):
         return [*_unpinned(job), *give_back(nodes, reservation_name(job.key), why)]
-    places = [place for place in world.places if place.run == job.key]
-    if places and not world.carried(job.key) and {place.host for place in places} <= set(world.settled):
-        return [GiveBackRoom(job.key, attempt, why) for attempt in dict.fromkeys(place.attempt for place in places)]
+    if not world.carried(job.key) and (attempts := world.idle_attempts(job.key)):
+        return [GiveBackRoom(job.key, attempt, why) for attempt in attempts]
     if job.job.state == "held" and job.waits_for_others:
         return [Watch(job.key, why)]
     return [Rest(job.key, why)]
@@ -265,17 +264,12 @@ def _rooms_of_the_gone(world: World, alive: Collection[JobKey]) -> list[GiveBack
 
     Not before no host of the attempt carries anything of the run.
     """
-    attempts: dict[tuple[JobKey, int], set[str]] = {}
-    for place in world.places:
-        attempts.setdefault((place.run, place.attempt), set()).add(place.host)
-    newest = dict(sorted(attempts))
     actions = []
-    for (run, attempt), hosts in attempts.items():
+    newest = dict(sorted((place.run, place.attempt) for place in world.places))
+    for run, last in newest.items():
         ended = run not in alive and reservation_name(run) not in world.look.reservations
-        if not (ended or attempt < newest[run]) or not hosts <= set(world.settled):
-            continue
-        if not any(guest.run == run for host in hosts for guest in world.hosts[host].guests):
-            actions.append(GiveBackRoom(run, attempt, "its run is over" if ended else "its guests are elsewhere"))
+        why = "its run is over" if ended else "its guests are elsewhere"
+        actions += [GiveBackRoom(run, at, why) for at in world.idle_attempts(run) if ended or at < last]
     return actions
 
 

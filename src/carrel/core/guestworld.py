@@ -51,6 +51,14 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         found = tuple(place for place in mine if place.attempt == newest)
         return found if all(place.host in self.hosts for place in found) else ()
 
+    def idle_attempts(self, run: JobKey) -> list[int]:
+        """Return the attempts for which the run has room on hosts that all answered, and carry nothing of it."""
+        hosts: dict[int, set[str]] = {}
+        for place in self._places_by_run.get(run, []):
+            hosts.setdefault(place.attempt, set()).add(place.host)
+        carriers = self._carriers.get(run, set())
+        return [attempt for attempt, its in hosts.items() if its <= self._settled and its.isdisjoint(carriers)]
+
     def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
         """Return the names that the run has."""
         reserved = self.look.reservations.get(reservation_name(run))
@@ -94,6 +102,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         )
 
     @cached_property
+    def _settled(self) -> frozenset[str]:
+        return frozenset(self.settled)
+
+    @cached_property
     def _places_by_run(self) -> dict[JobKey, list[Place]]:
         found: dict[JobKey, list[Place]] = {}
         for place in self.places:
@@ -103,6 +115,14 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     @cached_property
     def _host_by_guest(self) -> dict[tuple[JobKey, str], str]:
         return {(guest.run, guest.node): report.host for report in self.hosts.values() for guest in report.guests}
+
+    @cached_property
+    def _carriers(self) -> dict[JobKey, set[str]]:
+        found: dict[JobKey, set[str]] = {}
+        for report in self.hosts.values():
+            for guest in report.guests:
+                found.setdefault(guest.run, set()).add(report.host)
+        return found
 
     @cached_property
     def _guests_by_run(self) -> dict[JobKey, dict[str, GuestNode]]:
