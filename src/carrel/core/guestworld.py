@@ -47,7 +47,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
         """Return the room of the run's newest attempt; none where a host of it does not answer."""
         mine = self._places_by_run.get(run, [])
-        newest = max((place.attempt for place in mine), default=0)
+        newest = max((place.attempt for place in mine), default=None)
         found = tuple(place for place in mine if place.attempt == newest)
         return found if all(place.host in self.hosts for place in found) else ()
 
