@@ -8,7 +8,7 @@ import pytest
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
 from carrel.core.guesthosts import Attempt, failed, foreseen, judged, orders
-from carrel.core.guestworld import Limits, World
+from carrel.core.guestworld import World
 from carrel.model.guestnode import GuestNode
 from carrel.model.job import JobState
 from carrel.model.pool import PoolJob, reservation_name
@@ -132,7 +132,7 @@ def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_l
 
 def judge(of: World, guest: GuestNode, *, counted: Collection[Attempt] = ()) -> GuestNode:
     report = msgspec.structs.replace(of.hosts["h1"], guests=(guest,))
-    (found,) = judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=Limits(join_max_s=60))["h1"].guests
+    (found,) = judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=of.limits)["h1"].guests
     return found
 
 

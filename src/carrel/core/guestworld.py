@@ -14,9 +14,9 @@ from carrel.model.pool import Look, Place, PoolNode, reservation_name
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
-    configuring_max_s: float = 30.0
-    start_max_s: float = 120.0
-    join_max_s: float = 120.0
+    configuring_max_s: float
+    start_max_s: float
+    join_max_s: float
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
@@ -40,7 +40,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     ready_since_s: Mapping[JobKey, float] = {}
     """Since when released runs were seen to have all that they need."""
     now_s: float
-    limits: Limits = Limits()
+    limits: Limits
     complete: bool = True
     """Whether every host could have spoken: one that may at any moment is not one that carries nothing."""
 
@@ -78,10 +78,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         return "" if node.resting else self._host_by_guest.get((run, node.name), "")
 
     def address_of(self, run: JobKey, node: PoolNode) -> str:
-        """Return where the slurmd of this name is; empty: nobody knows."""
-        report = self.hosts.get(self.host_of(run, node))
-        if report is None:
-            return ""
+        """Return where the slurmd of a name is that is on a host; empty: nobody knows yet."""
+        report = self.hosts[self.host_of(run, node)]
         if report.host != node.host_name:  # its slurmd has registered, and said by itself where it is
             return node.address
         return standing.of(report).address(report, self.carried(run).get(node.name))
