@@ -364,6 +364,7 @@ def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:
 def test_room_is_given_back_only_when_its_host_says_that_nothing_is_left() -> None:
     assert kinds(world(places=(place(),), guests={"h1": (guest(),)})) == []
     assert kinds(world(places=(place(),))) == ["GiveBackRoom"]
+    assert kinds(world(places=(place(),), settled=("h1",))) == ["GiveBackRoom"]
 
 
 def test_room_is_kept_while_its_host_may_still_make_the_guest_that_it_was_told_of() -> None:
