@@ -33,13 +33,27 @@ def test_after_a_change_the_next_sample_is_late_by_neither_interval(now: int, ol
     assert now < due <= now + min(old, new)
 
 
+def test_the_interval_of_a_job_is_what_its_user_chose_as_far_as_the_site_allows() -> None:
+    chosen = (None, 0.1, 1.0, 5.0, 60.0, 61.0)
+    assert [schedule.allowed_s(each, 1.0, 60.0) for each in chosen] == [None, 1.0, 1.0, 5.0, 60.0, 60.0]
+
+
+def test_a_source_takes_its_cost_over_the_time_between_two_readings() -> None:
+    costs = {"each": 1e6, "second": 1e6, "slow": 1e6}
+    taken = schedule.load(costs, {"second": 2, "slow": 2}, interval_s=0.5, periods_s={"slow": 4.0})
+    assert taken == {"each": 2.0, "second": 1.0, "slow": 0.25}
+
+
 def test_within_the_budget_nothing_is_left_out() -> None:
     assert schedule.stretched({"a": 100}, {}, interval_s=1, periods_s={}, budget=0.01) == {}
+    assert schedule.stretched({"a": 10_000}, {}, interval_s=1, periods_s={}, budget=0.01) == {}
+    assert schedule.stretched({"a": 100}, {"a": 1}, interval_s=1, periods_s={}, budget=0.01) == {}
 
 
 def test_beyond_the_budget_the_dearest_is_read_half_as_often() -> None:
     found = schedule.stretched({"a": 9_000, "b": 2_000}, {}, interval_s=1, periods_s={}, budget=0.01)
     assert found == {"a": 2}
+    assert schedule.stretched({"a": 10**6}, {}, interval_s=0.25, periods_s={}, budget=0.01) == {"a": 2}
 
 
 def test_a_source_with_a_long_period_is_dear_only_by_what_it_takes_in_it() -> None:
@@ -51,11 +65,15 @@ def test_a_source_with_a_long_period_is_dear_only_by_what_it_takes_in_it() -> No
 def test_a_stretch_begins_where_it_saves_something() -> None:
     found = schedule.stretched({"slow": 10**6}, {}, interval_s=1, periods_s={"slow": 10}, budget=0.01)
     assert found == {"slow": 16}
+    assert schedule.stretched({"slow": 10**6}, {}, interval_s=1, periods_s={"slow": 8}, budget=0.01) == {"slow": 16}
+    assert schedule.stretched({"slow": 10**9}, {}, interval_s=1, periods_s={"slow": 99}, budget=0.01) == {"slow": 64}
 
 
 def test_a_stretch_has_an_end() -> None:
     found = schedule.stretched({"a": 10**9}, {"a": 64}, interval_s=1, periods_s={}, budget=0.01)
     assert found == {"a": 64}
+    found = schedule.stretched({"a": 10**9, "b": 10**6}, {"a": 64}, interval_s=1, periods_s={}, budget=0.01)
+    assert found == {"a": 64, "b": 2}
 
 
 def test_well_within_the_budget_it_is_read_more_often_again() -> None:
@@ -64,7 +82,14 @@ def test_well_within_the_budget_it_is_read_more_often_again() -> None:
 
 
 def test_what_would_exceed_the_budget_again_stays_stretched() -> None:
-    assert schedule.stretched({"a": 9_000}, {"a": 2}, interval_s=1, periods_s={}, budget=0.01) == {"a": 2}
+    for cost_us in (9_000, 5_000):
+        assert schedule.stretched({"a": cost_us}, {"a": 2}, interval_s=1, periods_s={}, budget=0.01) == {"a": 2}
+
+
+def test_the_source_that_was_stretched_most_is_read_more_often_first() -> None:
+    for stretches in ({"a": 2, "b": 8}, {"b": 8, "a": 2}):
+        found = schedule.stretched({"a": 100, "b": 100}, stretches, interval_s=1, periods_s={}, budget=0.01)
+        assert found == {"a": 2, "b": 4}
 
 
 @given(
@@ -283,6 +308,20 @@ def test_beyond_a_users_room_the_oldest_go_until_it_fits() -> None:
     assert names(doomed(all_, now_s=9, keep_s=0, user_bytes_max=1000)) == []
     assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=20)) == ["1"]
     assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=19)) == ["1", "2"]
+
+
+def test_what_goes_goes_oldest_first_whoever_owns_it_and_by_name_where_it_is_equally_old() -> None:
+    all_ = [kept("a", 3), kept("c", 1), kept("b", 1), kept("z", 2, user="bob"), kept("b", 1, user="bob")]
+    found = doomed(all_, now_s=9, keep_s=1, user_bytes_max=0)
+    assert [(one.user, one.name) for one in found] == [
+        ("ann", "b"),
+        ("ann", "c"),
+        ("bob", "b"),
+        ("bob", "z"),
+        ("ann", "a"),
+    ]
+    assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=20)) == ["b"]
+    assert names(doomed(all_[:3], now_s=9, keep_s=0, user_bytes_max=1)) == ["b", "c", "a"]
 
 
 def test_what_is_being_sampled_stays_however_large() -> None:
