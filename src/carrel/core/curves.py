@@ -216,8 +216,8 @@ def _values(series: Series, recording: Recording, *, first_us: int, width_us: in
         for time_us, value in zip(series.times_us, series.values, strict=True):
             bucket = (time_us - first_us) // width_us
             if bucket not in peaks or value > peaks[bucket][1]:
-                peaks[bucket] = (time_us, value * factor if factor != 1 else value)
-        return _broken(list(peaks.values()), recording.gaps)
+                peaks[bucket] = (time_us, value)
+        return _broken([(time_us, value * factor) for time_us, value in peaks.values()], recording.gaps)
     lasts: dict[int, tuple[int, float]] = {}
     times = list(zip(series.times_us, series.values, strict=True))
     for time_us, value in times[1:]:
