@@ -122,6 +122,7 @@ def test_more_nodes_than_can_be_told_apart_become_the_most_the_median_and_the_le
         ("median", {6.0}),
         ("least", {1.0}),
     ]
+    assert all(whole.from_s <= at_s <= whole.to_s for one in few.curves for at_s in one.times_s)
     assert curves.gathered(whole, curves=11, points=50) is whole
 
 

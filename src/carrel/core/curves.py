@@ -272,7 +272,8 @@ def gathered(chart: Chart, *, curves: int, points: int) -> Chart:
     for curve in chart.curves:
         for time_s, value in zip(curve.times_s, curve.values, strict=True):
             if value is not None:
-                buckets.setdefault(int((time_s - chart.from_s) / width_s), []).append(value)
+                at = min(int((time_s - chart.from_s) / width_s), points - 1)  # the last sample ends the last bucket
+                buckets.setdefault(at, []).append(value)
     # A bucket in which only some have a value would make the curves jump between some and all.
     full = {at: values for at, values in sorted(buckets.items()) if len(values) * 2 > len(chart.curves)}
     times_s = tuple(chart.from_s + (at + 0.5) * width_s for at in full)
