@@ -349,6 +349,12 @@ def test_a_lien_that_was_just_placed_is_its_runs_at_once() -> None:
     assert folio.open == {5: fresh}
 
 
+@pytest.mark.parametrize("state", ["unbound", "bound", "active", "unknown_end"])
+def test_the_open_liens_of_a_cluster_are_known_by_their_number(state: str) -> None:
+    found = lien(state)
+    assert Folio([found, lien("void", id=6)]).open == {5: found}
+
+
 @pytest.mark.parametrize("state", ["settled", "part_refunded", "refunded"])
 def test_a_run_that_was_charged_keeps_its_lien_whatever_was_given_back(state: str) -> None:
     charged = lien(state)
