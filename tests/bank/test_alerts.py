@@ -10,9 +10,9 @@ from carrel.bank import alerts
 from carrel.bank.ledger import Ledger
 from carrel.bank.sqlite import SqliteStore
 from carrel.config import AlertSettings
-from carrel.core.alerts import Usage, reached
+from carrel.core.alerts import Usage, reached, usage
 from carrel.daemons.alerts import Alerts
-from carrel.model.ledger import AnyCommand, Backfill, Deposit, OpenAllocation, OpenProject, Receipt, Refund
+from carrel.model.ledger import AnyCommand, Backfill, Balance, Deposit, OpenAllocation, OpenProject, Receipt, Refund
 
 NOW_S = 1_000_000
 
@@ -128,7 +128,36 @@ def test_no_thresholds_are_no_alerts(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "spent", "threshold"), [(0, 0, 0), (0, 1, 100), (-5, 5, 100), (1000, 999, 90), (100, 50, 50)]
+    ("given", "spent", "threshold"),
+    [(0, 0, 0), (0, 1, 100), (-5, 5, 100), (1000, 999, 90), (100, 50, 50), (100, 75, 75), (100, 74, 50)],
 )
 def test_whole_percent_are_rounded_down(given: int, spent: int, threshold: int) -> None:
     assert reached(Usage(given, spent)) == threshold
+
+
+def balance(start_s: int, end_s: int | None, *, project: str = "physics") -> Balance:
+    return Balance(
+        allocation="a",
+        project=project,
+        start_s=start_s,
+        end_s=end_s,
+        priority=0,
+        credit_micro_su=0,
+        available_micro_su=70,
+        lien_micro_su=20,
+        running_micro_su=0,
+        spent_micro_su=10,
+        expired_micro_su=0,
+    )
+
+
+def test_what_an_account_has_is_of_all_allocations_that_are_valid_now_and_of_no_other() -> None:
+    valid = [balance(NOW_S, None), balance(0, NOW_S + 1)]
+    other = [balance(NOW_S + 1, None), balance(0, NOW_S), balance(NOW_S + 1, NOW_S)]
+    found = usage([*valid, *other, balance(0, None, project="biology")], NOW_S)
+    assert found == {"physics": Usage(200, 20), "biology": Usage(100, 10)}
+
+
+def test_an_account_that_was_given_nothing_has_used_all_of_it_once_it_spent_anything() -> None:
+    assert [Usage(0, spent).percent for spent in (0, 1)] == [0, 100]
+    assert Usage(1, 3).percent == 300

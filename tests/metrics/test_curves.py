@@ -69,6 +69,12 @@ def test_of_many_points_a_gauge_keeps_its_peak_and_a_counter_its_total() -> None
     assert set(busy.values) == {1.0}
 
 
+@pytest.mark.parametrize(("unit", "factor"), [("bytes", 1), ("KiB", 1024), ("pages", 4096), ("mW", 1e-3), ("count", 1)])
+def test_a_gauge_keeps_its_peak_in_whatever_unit_it_was_recorded(unit: str, factor: float) -> None:
+    for values in ([7000.0, 9000.0, 8000.0], [9000.0, 7000.0, 8000.0], [7000.0, 8000.0, 9000.0]):
+        assert curve(Column("some.gauge", unit), values, points=1).peak == pytest.approx(9000 * factor)
+
+
 def test_a_forced_sample_right_after_another_does_not_look_like_a_burst() -> None:
     found = curve(CPU, [0, 1e9, 1.01e9, 2e9, 3e9], times_s=[0, 1, 1.001, 2, 3])
     assert found.peak == pytest.approx(1.0, rel=0.02)
@@ -116,6 +122,7 @@ def test_more_nodes_than_can_be_told_apart_become_the_most_the_median_and_the_le
         ("median", {6.0}),
         ("least", {1.0}),
     ]
+    assert all(whole.from_s <= at_s <= whole.to_s for one in few.curves for at_s in one.times_s)
     assert curves.gathered(whole, curves=11, points=50) is whole
 
 

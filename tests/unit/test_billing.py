@@ -1,5 +1,6 @@
 """What the money of a run needs next: each row of the table of ``carrel.core.billing``, and which lien is whose."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from carrel.config import RefundPercent
 from carrel.core import billing
 from carrel.core.billing import Due
-from carrel.core.folio import Folio
+from carrel.core.folio import Folio, name_of
 from carrel.model.cluster import ClusterFacts, PartitionFacts
 from carrel.model.job import JobKey
 from carrel.model.ledger import Backfill, Bind, LienView, MarkUnknown, Refund, Reprice, Settle, Start, Void
@@ -106,12 +107,29 @@ def test_an_array_is_bound_without_a_run_since_each_task_brings_its_own() -> Non
     (bind,) = billing.go_on(run, lien("unbound", units=3), None, ref="7.100.0", stamp="x")
     assert isinstance(bind, Bind)
     assert bind.run == ""
+    again = seen("pending", array_job_id=7, key=JobKey(cluster="k", job_id=9, submit_s=300, restart=1))
+    (bind,) = billing.go_on(again, lien("unbound"), None, ref="9.300.1", stamp="x")
+    assert isinstance(bind, Bind)
+    assert (bind.job_id, bind.run) == (7, "9.300.1")
 
 
 def test_a_waiting_run_is_priced_anew_when_its_price_changed_and_only_then() -> None:
     assert go_on(seen("pending"), lien()) == [Reprice]
     assert go_on(seen("pending"), lien(), Due(1000, 3, {})) == []
     assert go_on(seen("held"), lien(), None) == []
+    assert go_on(seen("pending"), lien(units=3, lien_micro_su=2100)) == []
+
+
+def test_a_price_that_the_account_does_not_cover_stops_nobody_who_was_let_in() -> None:
+    for run, given in ((seen("pending"), lien()), (seen(), lien())):
+        (command,) = billing.go_on(run, given, DUE, ref="7.100.0", stamp="x")
+        assert isinstance(command, Reprice | Start)
+        assert (command.if_short, command.run, command.token) == ("keep", "7.100.0", "")
+
+
+def test_a_lien_that_is_placed_late_is_of_one_unit_where_its_job_is_no_array() -> None:
+    placed = billing.place(seen(), DUE, token="again/1", project="physics")
+    assert (placed.key, placed.units, placed.user, placed.project) == ("l/k/again/1/0", 1, "ada", "physics")
 
 
 def test_a_run_that_starts_is_priced_by_what_it_was_given() -> None:
@@ -122,7 +140,11 @@ def test_a_run_that_starts_is_priced_by_what_it_was_given() -> None:
 def test_a_run_without_a_limit_starts_at_the_price_that_it_has() -> None:
     (start,) = billing.go_on(seen(limit_s=None), lien(lien_micro_su=900), None, ref="r", stamp="x")
     assert isinstance(start, Start)
-    assert start.amount_micro_su == 900
+    assert (start.amount_micro_su, start.price_version) == (900, 0)
+    task = seen(limit_s=None, array_job_id=7)
+    (start,) = billing.go_on(task, lien(run="", units=3, lien_micro_su=900), None, ref="r", stamp="x")
+    assert isinstance(start, Start)
+    assert (start.amount_micro_su, start.token) == (300, TOKEN)
 
 
 def test_a_running_run_is_only_priced_anew() -> None:
@@ -148,9 +170,14 @@ def test_an_ended_run_is_charged_whatever_was_seen_of_it_before() -> None:
 
 def test_a_task_that_nobody_saw_run_takes_its_unit_and_is_charged() -> None:
     array = lien("bound", run="", units=3, lien_micro_su=3000)
-    start, settle = end(used(array_job_id=7), array)
+    start, settle = end(used(array_job_id=1), array)
     assert isinstance(start, Start)
-    assert (start.token, start.amount_micro_su) == (TOKEN, 1000)
+    assert (start.token, start.amount_micro_su, start.price_version) == (TOKEN, 1000, 0)
+    assert isinstance(settle, Settle)
+    bind, *_ = end(used(array_job_id=1), lien("unbound", units=3))
+    assert isinstance(bind, Bind)
+    assert (bind.job_id, bind.run) == (1, "")
+    (settle,) = end(used(array_job_id=1), lien("active"))
     assert isinstance(settle, Settle)
 
 
@@ -165,6 +192,9 @@ def test_what_was_cancelled_before_it_began_gives_its_lien_back() -> None:
     assert [type(each) for each in end(cancelled, lien())] == [Void]
     assert [type(each) for each in end(cancelled, lien("unbound"))] == [Bind, Void]
     assert end(msgspec.structs.replace(cancelled, array_job_id=7), lien(run="", units=2)) == ()
+    assert [type(each) for each in end(used(state="CANCELLED", elapsed_s=1), lien())] == [Settle]
+    assert [type(each) for each in end(used(state="FAILED", elapsed_s=0), lien())] == [Settle]
+    assert [type(each) for each in end(cancelled, lien("active"))] == [Settle]
 
 
 def test_a_node_that_fails_costs_the_user_nothing_and_a_preemption_what_the_site_says() -> None:
@@ -173,6 +203,8 @@ def test_a_node_that_fails_costs_the_user_nothing_and_a_preemption_what_the_site
     assert refund.amount_micro_su == settle.amount_micro_su
     *_, half = end(used(state="PREEMPTED"), lien("active"))
     assert half.amount_micro_su == 350
+    *_, whole = end(used(state="BOOT_FAIL"), lien("active"))
+    assert (whole.amount_micro_su, whole.key) == (700, "r/k/7.100.0/BOOT_FAIL/rule")
     assert len(end(used(state="NODE_FAIL"), lien("active"), Due(0, 3, {}))) == 1
 
 
@@ -180,6 +212,11 @@ def test_the_leftover_of_an_array_is_freed_by_its_token() -> None:
     (void,) = billing.never_began(lien(run="", units=2), cluster="k")
     assert isinstance(void, Void)
     assert void.token == TOKEN
+    (void,) = billing.never_began(lien("unbound"), cluster="k")
+    assert isinstance(void, Void)
+    (void,) = billing.never_began(lien(), cluster="k")
+    assert isinstance(void, Void)
+    assert (void.run, void.token) == ("7.100.0", "")
     assert billing.never_began(lien("active"), cluster="k") == ()
 
 
@@ -188,9 +225,9 @@ def gone(given: LienView, last: Due | None, unknown_for_s: float) -> list[type]:
 
 
 def test_a_run_that_nobody_knows_is_marked_and_settled_an_hour_later_by_what_was_last_seen() -> None:
-    assert gone(lien("active"), DUE, 30) == []
+    assert gone(lien("active"), DUE, 60) == []
     assert gone(lien("active"), DUE, 61) == [MarkUnknown]
-    assert gone(lien("unknown_end"), DUE, 3599) == []
+    assert gone(lien("unknown_end"), DUE, 3600) == []
     assert gone(lien("unknown_end"), DUE, 3601) == [Settle]
 
 
@@ -199,7 +236,7 @@ def test_f31_a_runaway_is_never_settled_by_itself() -> None:
 
 
 def test_f27_a_job_that_nobody_saw_run_gives_its_lien_back_after_an_hour() -> None:
-    assert gone(lien("bound"), None, 3599) == []
+    assert gone(lien("bound"), None, 3600) == []
     assert gone(lien("bound"), None, 3601) == [Void]
 
 
@@ -228,6 +265,9 @@ def test_guests_are_counted_by_the_token_since_slurm_does_not_count_them() -> No
     charged = billing.charge(used(mark=mark_of(f"{TOKEN}.t3")), book=BOOK)
     assert isinstance(charged, Due)
     assert charged.amount_micro_su == (4_000_000 + 3 * 500_000) * 9 // 3600
+    charged = billing.charge(used(mark=mark_of(f"{TOKEN}.g")), book=BOOK)
+    assert isinstance(charged, Due)
+    assert charged.inputs["resources"] == {"cpu": 4, "guest": 1}
     assert guests_of(TOKEN, nodes=2) == 0
     assert token_of("of a person") == ""
 
@@ -239,7 +279,32 @@ def test_a_charge_is_computed_again_from_what_the_ledger_keeps_of_it() -> None:
     assert again(due.version, due.inputs) == due.amount_micro_su
     assert again(due.version + 1, due.inputs) is None
     assert again(due.version, {"what": "else"}) is None
+    for key in ("resources", "partition", "qos", "seconds", "moment_s", "source"):
+        assert again(due.version, {name: value for name, value in due.inputs.items() if name != key}) is None
+    assert again(due.version, due.inputs | {"partition": "other"}) is None
     assert isinstance(billing.charge(used(partition="other"), book=BOOK), NoPrice)
+
+
+def test_a_charge_says_of_what_end_it_is_and_is_priced_by_when_the_run_began() -> None:
+    due = billing.charge(used(), book=BOOK)
+    assert isinstance(due, Due)
+    assert (due.inputs["state"], due.inputs["source"], due.inputs["moment_s"]) == ("COMPLETED", "slurmdbd", START_S)
+    never = billing.charge(used(start_s=0, elapsed_s=0), book=BOOK)
+    assert isinstance(never, Due)
+    assert (never.amount_micro_su, never.inputs["moment_s"]) == (0, START_S + 9)
+
+
+def test_what_the_queue_does_not_show_of_a_waiting_job_is_one_task_on_one_node_without_gpus() -> None:
+    request = billing.asked(seen("pending", resources={}, qos="", mark="", waiting_tasks=0))
+    assert (request.min_nodes, request.max_nodes, request.tasks, request.memory_per_node_mib) == (1, 1, 1, 0)
+    assert (request.qos, request.gpus.per_job, request.array_tasks) == ((), {}, 1)
+    assert (request.guest, request.guest_per_task, request.time_limit) == (False, False, 3600)
+    typed = billing.asked(seen("pending", resources={"gres/gpu": 1, "gres/gpu:a100": 1}, waiting_tasks=5))
+    assert (typed.gpus.per_job, typed.array_tasks, typed.qos) == ({"a100": 1}, 5, ("normal",))
+    per_task = billing.asked(seen("pending", mark=mark_of(f"{TOKEN}.t8")))
+    assert (per_task.guest, per_task.guest_per_task) == (True, True)
+    per_node = billing.asked(seen("pending", mark=mark_of(f"{TOKEN}.g")))
+    assert (per_node.guest, per_node.guest_per_task) == (True, False)
 
 
 def test_what_a_waiting_job_asks_for_is_read_off_the_queue() -> None:
@@ -282,3 +347,46 @@ def test_a_lien_that_was_just_placed_is_its_runs_at_once() -> None:
     folio.give(seen(), fresh)
     assert folio.of(seen()) is fresh
     assert folio.open == {5: fresh}
+
+
+@pytest.mark.parametrize("state", ["unbound", "bound", "active", "unknown_end"])
+def test_the_open_liens_of_a_cluster_are_known_by_their_number(state: str) -> None:
+    found = lien(state)
+    assert Folio([found, lien("void", id=6)]).open == {5: found}
+
+
+@pytest.mark.parametrize("state", ["settled", "part_refunded", "refunded"])
+def test_a_run_that_was_charged_keeps_its_lien_whatever_was_given_back(state: str) -> None:
+    charged = lien(state)
+    assert Folio([charged]).of(seen(mark="")) is charged
+    assert Folio([charged]).open == {}
+
+
+def test_of_several_liens_of_a_run_the_open_one_counts_and_else_the_latest_that_was_charged() -> None:
+    def of(liens: Sequence[LienView]) -> LienView | None:
+        return Folio(liens).of(seen(mark=""))
+
+    first, second, opened = lien("refunded", id=1), lien("settled", id=2), lien("active", id=3)
+    assert of([opened, first, second]) is opened
+    assert of([first, second]) is second
+    assert of([lien("void")]) is None
+
+
+def test_a_token_whose_lien_was_used_up_finds_nothing() -> None:
+    assert Folio([lien("void", run="")]).of(seen()) is None
+    assert Folio([lien("unbound", token="")]).of(seen(mark="")) is None
+
+
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        ("7.100.0", (7, 100)),
+        ("7.100.0+2", (7, 100)),
+        ("7.100", None),
+        ("7.100.0.1", None),
+        ("x.100.0", None),
+        ("7.x.0", None),
+    ],
+)
+def test_a_key_of_the_ledger_names_a_run_where_it_is_one_of_ours(ref: str, name: tuple[int, int] | None) -> None:
+    assert name_of(ref) == name

@@ -82,6 +82,27 @@ def test_a_template_fits_in_its_guest_and_leaves_at_most_half_of_it_to_be_plugge
     assert base * 2 > min(memory_mib, most_mib) * MIB
 
 
+@pytest.mark.parametrize(
+    ("memory_mib", "most_mib", "base_mib"),
+    [
+        (255, 4096, 160),
+        (256, 4096, 256),
+        (511, 4096, 256),
+        (512, 4096, 512),
+        (100_000, 4096, 4096),
+        (4096, 256, 256),
+        (4096, 255, 160),
+    ],
+)
+def test_a_template_is_of_the_largest_of_a_few_sizes(memory_mib: int, most_mib: int, base_mib: int) -> None:
+    base = base_memory(memory_mib * MIB, least_bytes=160 * MIB, most_bytes=most_mib * MIB)
+    assert base == base_mib * MIB
+
+
+def test_what_is_plugged_in_are_whole_steps_of_four_mebibytes() -> None:
+    assert [growth(mib * MIB, 256 * MIB) // MIB for mib in (100, 256, 259, 260, 264, 275)] == [0, 0, 0, 4, 8, 16]
+
+
 def test_a_guest_is_never_given_more_than_it_was_promised_and_less_by_one_step_at_most() -> None:
     for memory_mib in (160, 161, 163, 164, 240, 255):
         has = 160 * MIB + growth(memory_mib * MIB, 160 * MIB)

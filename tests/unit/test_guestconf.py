@@ -88,6 +88,7 @@ def test_a_site_s_own_template_is_filled_in() -> None:
     [
         ("ClusterName=$cluster\n", r"has no \$node_line"),
         ("$node_line $clustr", r"has \$clustr; known: \$cluster, \$controller, .*\$partition, \$node, \$node_line$"),
+        ("$node_line $backups", r"has \$backups; known: "),  # they stand with $controller, as lines of their own
         ("$node_line 5$", r"write \$\$ for a dollar"),
     ],
 )

@@ -3,14 +3,30 @@
 from collections.abc import Collection
 
 import msgspec
+import pytest
 
 from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
-from carrel.core.guesthosts import Attempt, foreseen, judged, orders
-from carrel.core.guestworld import Limits, World
+from carrel.core.guesthosts import Attempt, failed, foreseen, judged, orders
+from carrel.core.guestworld import World
 from carrel.model.guestnode import GuestNode
-from carrel.model.pool import reservation_name
-from carrel.testing.guestworlds import NEXT_RUN, NOW_S, OPEN, PINNED, RUN, guest, job, kinds, node, place, ready, world
+from carrel.model.job import JobState
+from carrel.model.pool import PoolJob, reservation_name
+from carrel.testing.guestworlds import (
+    NEXT_RUN,
+    NOW_S,
+    OPEN,
+    PINNED,
+    RELEASED,
+    RUN,
+    guest,
+    job,
+    kinds,
+    node,
+    place,
+    ready,
+    world,
+)
 
 
 def test_a_host_begins_with_guest_and_slurmd_as_soon_as_slurm_has_taken_the_names() -> None:
@@ -30,6 +46,26 @@ def test_a_name_whose_slurmd_renamed_its_host_is_where_its_runs_guest_is_carried
     assert orders(ready(nodes=(renamed,)))["h2"] == ()
     assert kinds(ready(nodes=(renamed,), guests={"h1": (guest(run=NEXT_RUN),)})) == ["Pin", "Close"]
     assert kinds(ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),))) == ["Pin", "Close"]
+
+
+def test_a_name_that_slurm_looks_for_elsewhere_than_on_its_host_begins_anew() -> None:
+    elsewhere = msgspec.structs.replace(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"), address="10.0.0.77")
+    assert kinds(ready(nodes=(elsewhere,))) == ["Pin", "Close"]
+
+
+def test_no_host_is_told_of_a_name_that_is_on_none_or_of_a_job_that_asked_for_no_guest_or_is_over() -> None:
+    nowhere = ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h9"),))
+    bare = ready(msgspec.structs.replace(PINNED, wish=None))
+    over = ready(msgspec.structs.replace(job("COMPLETED"), reservation=reservation_name(RUN)))
+    assert [orders(of)["h1"] for of in (nowhere, bare, over)] == [(), (), ()]
+
+
+def test_no_slurmd_joins_under_a_name_that_parts_and_one_that_joined_stays_when_its_name_is_closed() -> None:
+    def joins(state: str) -> list[bool]:
+        return [order.join for order in orders(ready(nodes=(node("v1", state, on="h1"),)))["h1"]]
+
+    assert joins("IDLE+CLOUD+POWER_DOWN") == [False]
+    assert joins("MIXED+CLOUD+DRAIN") == [True]
 
 
 # -- a slurmd inside its guest ---------------------------------------------------------------------------------------
@@ -79,9 +115,16 @@ def test_its_name_is_pointed_at_the_address_that_it_got_and_the_job_is_not_relea
 
 
 def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_lost() -> None:
-    running = msgspec.structs.replace(job("RUNNING", on=("v1",)), reservation=reservation_name(RUN))
-    (order,) = orders(far(world(running, nodes=(INSIDE,), places=(place(),), reserved={RUN: ("v1",)})))["h1"]
-    assert order.started
+    def started(state: JobState, slurm_state: str) -> bool:
+        known = msgspec.structs.replace(job().job, state=state, slurm_state=slurm_state)
+        of = msgspec.structs.replace(PINNED, job=known)
+        (order,) = orders(far(world(of, nodes=(INSIDE,), places=(place(),), reserved={RUN: ("v1",)})))["h1"]
+        return order.started
+
+    assert started("running", "RUNNING")
+    assert started("suspended", "SUSPENDED")
+    assert started("ended", "COMPLETING")
+    assert not started("pending", "PENDING")
 
 
 # -- a slurmd that does not come -------------------------------------------------------------------------------------
@@ -89,7 +132,7 @@ def test_once_its_job_has_its_nodes_a_guest_is_ordered_as_one_that_is_there_or_l
 
 def judge(of: World, guest: GuestNode, *, counted: Collection[Attempt] = ()) -> GuestNode:
     report = msgspec.structs.replace(of.hosts["h1"], guests=(guest,))
-    (found,) = judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=Limits(join_max_s=60))["h1"].guests
+    (found,) = judged(of.look, {"h1": report}, counted=counted, now_s=NOW_S, limits=of.limits)["h1"].guests
     return found
 
 
@@ -101,7 +144,8 @@ def test_a_guest_whose_slurmd_does_not_come_in_time_has_failed() -> None:
         "failed",
         "guest v1: its slurmd did not come within 60 s (guest_nodes.join_max_s) after it was ready",
     )
-    in_time = msgspec.structs.replace(guest(), ready_s=NOW_S - 59)
+    assert judge(ready(RELEASED, nodes=(asleep,)), late) == found
+    in_time = msgspec.structs.replace(guest(), ready_s=NOW_S - 60)
     assert judge(ready(nodes=(asleep,)), in_time) == in_time
 
 
@@ -110,9 +154,23 @@ def test_a_guest_has_not_failed_whose_slurmd_came_or_could_not_come_yet_or_whose
     running = world(job("RUNNING", on=("v1",)), nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"),))
     for of in (ready(), ready(nodes=(node("v1", on="h1"),)), running):
         assert judge(of, late) == late
+    asleep = ready(nodes=(node("v1", "IDLE+CLOUD+POWERED_DOWN", on="h1"),))
+    unknown_name, not_ready = msgspec.structs.replace(late, node="v9"), guest()
+    died = msgspec.structs.replace(late, state="failed", reason="killed")
+    for other in (unknown_name, not_ready, died):
+        assert judge(asleep, other) == other
 
 
 def test_a_guest_that_was_said_to_have_failed_stays_so_when_its_name_is_closed() -> None:
     late = msgspec.structs.replace(guest(), ready_s=NOW_S - 61)
     closed = ready(nodes=(node("v1", on="h1"),))
     assert judge(closed, late, counted={(late.run, late.node, late.started_s)}).state == "failed"
+
+
+@pytest.mark.parametrize("waiting", [PINNED, RELEASED])
+def test_a_guest_that_failed_is_told_of_as_long_as_its_job_has_not_started(waiting: PoolJob) -> None:
+    lost = guest(state="failed", reason="killed")
+    of = ready(waiting, guests={"h1": (lost, guest("v2"))})
+    assert failed(of.look, of.hosts) == ((RUN, "h1", lost),)
+    running = msgspec.structs.replace(of.look, jobs=(job("RUNNING"),))
+    assert failed(running, of.hosts) == ()

@@ -7,7 +7,7 @@ from carrel.core import guestdeeds as deeds
 from carrel.core import guestnodes as decide
 from carrel.core.guesthosts import orders
 from carrel.core.guestworld import World
-from carrel.model.guestnode import GuestNode
+from carrel.model.guestnode import GuestNode, GuestNodeState
 from carrel.model.host import Demand
 from carrel.model.job import JobKey
 from carrel.model.pool import reservation_name
@@ -38,7 +38,7 @@ def test_a_job_that_its_owner_could_release_is_held_by_us() -> None:
 
 
 def test_a_job_that_was_released_before_its_guests_are_there_is_held_again() -> None:
-    assert kinds(world(job(reason="Priority"))) == ["Hold"]
+    assert decide.plan(world(job(reason="Priority"))) == (deeds.Hold(RUN, "its guests are not there yet"),)
 
 
 def test_a_job_that_its_owner_wants_held_waits_for_its_owner() -> None:
@@ -79,6 +79,18 @@ def test_a_job_that_came_past_the_submit_script_is_cancelled_and_never_runs_bare
     assert "--guest=IMAGE" in action.reason
 
 
+def test_a_job_of_no_known_memory_is_cancelled_and_one_without_an_image_too() -> None:
+    (action,) = decide.plan(world(job(memory_bytes=0)))
+    assert isinstance(action, deeds.Cancel)
+    assert "say --mem=" in action.reason
+    bare = msgspec.structs.replace(WISH, request=msgspec.structs.replace(WISH.request, image=""))
+    assert kinds(world(job(wish=bare))) == ["Cancel"]
+
+
+def test_a_job_that_begins_now_does_not_wait() -> None:
+    assert kinds(world(job(begins_s=NOW_S))) == ["FindRoom"]
+
+
 def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
     other = JobKey(cluster="k", job_id=8, submit_s=100)
     jobs = (job(nodes=2), job(key=other))
@@ -90,7 +102,10 @@ def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
     assert second.hosts == (("v3", "h1"),)
 
 
-@pytest.mark.parametrize("state", ["IDLE+CLOUD+POWERING_DOWN", "IDLE+CLOUD+POWERED_DOWN", "DOWN+CLOUD"])
+@pytest.mark.parametrize(
+    "state",
+    ["IDLE+CLOUD+POWERING_DOWN", "IDLE+CLOUD+POWERED_DOWN", "DOWN+CLOUD", "IDLE+CLOUD+DRAIN+POWERED_DOWN+POWER_DOWN"],
+)
 def test_a_name_that_is_not_at_rest_and_closed_is_not_assigned(state: str) -> None:
     names = tuple(node(name, state) for name in ("v1", "v2", "v3"))
     assert "Assign" not in kinds(world(job(), nodes=names, places=(place(),)))
@@ -101,6 +116,18 @@ def test_a_name_under_which_a_host_still_carries_a_guest_is_not_assigned() -> No
     (action,) = decide.plan(world(job(), places=(place(),), guests={"h2": (left,)}))
     assert isinstance(action, deeds.Assign)
     assert action.hosts == (("v2", "h1"),)
+
+
+def test_a_name_that_a_host_carried_when_it_was_last_heard_is_not_assigned() -> None:
+    (action,) = decide.plan(msgspec.structs.replace(world(job(), places=(place(),)), lost=("v1",)))
+    assert isinstance(action, deeds.Assign)
+    assert action.hosts == (("v2", "h1"),)
+
+
+def test_a_job_waits_while_the_pool_has_too_few_names() -> None:
+    taken = JobKey(cluster="k", job_id=3, submit_s=1)
+    tell, *_ = decide.plan(world(job(nodes=2), places=(place(), place("h2")), reserved={taken: ("v1", "v2")}))
+    assert tell == deeds.Tell(RUN, "waits for a node name of the pool to become free")
 
 
 def test_no_second_guest_is_begun_while_a_host_carries_one_of_an_earlier_attempt() -> None:
@@ -149,7 +176,9 @@ def test_room_of_another_size_is_given_back_first() -> None:
 
 
 def test_a_guest_that_failed_gives_its_names_back() -> None:
-    assert kinds(ready(guests={"h1": (guest(state="failed", reason="no"),)})) == ["Pin", "Close"]
+    for state in ("failed", "ended"):
+        (_, action) = decide.plan(ready(guests={"h1": (guest(state=state, reason="no"),)}))
+        assert action == deeds.Close("v1", "no")
 
 
 def test_room_of_an_attempt_that_failed_is_given_back_so_that_the_queue_may_choose_again() -> None:
@@ -170,7 +199,7 @@ def test_what_can_be_had_nowhere_cancels_the_job_at_once() -> None:
 
 
 def test_a_released_job_that_slurm_does_not_start_is_held_again_after_the_bound_and_no_sooner() -> None:
-    assert kinds(ready(RELEASED, ready_since_s=NOW_S - 119)) == []
+    assert kinds(ready(RELEASED, ready_since_s=NOW_S - 120)) == []
     (action,) = decide.plan(ready(RELEASED, ready_since_s=NOW_S - 121))
     assert action == deeds.Recall(RUN, "slurm did not start it within 120 s: Licenses")
 
@@ -185,12 +214,22 @@ def test_a_job_that_rests_gives_back_its_names_then_its_room_and_stands_in_no_li
     assert decide.plan(world(job(), resting=resting)) == (deeds.Rest(RUN, "tried again in 120 s"),)
 
 
+def test_a_job_that_rests_keeps_no_room_on_a_host_that_answers_though_it_has_some_on_a_silent_one() -> None:
+    resting = {RUN: "tried again in 120 s"}
+    found = decide.plan(world(job(), places=(place("h3"), place("h1", attempt=1)), resting=resting))
+    assert found == (deeds.GiveBackRoom(RUN, 1, "tried again in 120 s"),)
+    assert kinds(world(job(), places=(place("h3"),), resting=resting)) == ["Rest"]
+    both = (place("h1"), place("h3"))
+    assert kinds(world(job(), places=both, resting=resting)) == ["Rest"]
+
+
 @pytest.mark.parametrize("state", ["DOWN", "INACTIVE"])
 def test_while_no_job_of_the_partition_starts_none_has_guests(state: str) -> None:
-    assert kinds(ready(RELEASED, partition_state=state)) == ["Hold"]
+    why = f"waits for its partition, which is {state}"
+    assert decide.plan(ready(RELEASED, partition_state=state)) == (deeds.Hold(RUN, why),)
     assert kinds(ready(partition_state=state)) == ["Pin", "Close"]
     (action,) = decide.plan(world(job(), partition_state=state))
-    assert action == deeds.Rest(RUN, f"waits for its partition, which is {state}")
+    assert action == deeds.Rest(RUN, why)
     assert kinds(world(job(), partition_state="DRAIN")) == ["FindRoom"]
 
 
@@ -201,6 +240,12 @@ def test_a_job_whose_owner_lets_it_wait_for_others_when_it_has_its_guests_gives_
 
 def test_when_slurm_expects_to_start_a_released_job_is_no_wish_of_its_owner() -> None:
     assert kinds(ready(msgspec.structs.replace(RELEASED, begins_s=NOW_S + 60))) == []
+
+
+def test_only_a_job_that_slurm_may_start_and_that_has_all_it_needs_is_released() -> None:
+    assert decide.released(ready(RELEASED)) == {RUN}
+    assert decide.released(ready(PINNED)) == set()
+    assert decide.released(ready(RELEASED, guests={})) == set()
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------------
@@ -224,9 +269,17 @@ def test_a_name_is_closed_as_soon_as_its_job_runs() -> None:
     assert kinds(running("MIXED+CLOUD+DRAIN", guest())) == []
 
 
-def test_slurm_is_told_of_a_guest_that_died() -> None:
-    (action,) = decide.plan(running("MIXED+CLOUD+DRAIN", guest(state="failed", reason="killed")))
+def test_the_name_of_a_suspended_job_is_closed_as_that_of_one_that_runs() -> None:
+    of = running("MIXED+CLOUD", guest())
+    suspended = msgspec.structs.replace(RUNNING, job=msgspec.structs.replace(RUNNING.job, state="suspended"))
+    assert kinds(msgspec.structs.replace(of, look=msgspec.structs.replace(of.look, jobs=(suspended,)))) == ["Close"]
+
+
+@pytest.mark.parametrize("state", ["failed", "refused"])
+def test_slurm_is_told_once_of_a_guest_that_died(state: GuestNodeState) -> None:
+    (action,) = decide.plan(running("MIXED+CLOUD+DRAIN", guest(state=state, reason="killed")))
     assert action == deeds.Down("v1", RUN, "killed")
+    assert kinds(running("DOWN+CLOUD", guest(state=state, reason="killed"))) == []
 
 
 def test_a_guest_that_its_owner_shut_down_is_no_node_that_is_down() -> None:
@@ -244,11 +297,14 @@ def test_a_guest_stays_until_slurm_is_done_with_its_node() -> None:
     assert len(orders(found)["h1"]) == 1
 
 
-@pytest.mark.parametrize(("began_s", "expected"), [(NOW_S - 31, ["GiveBackJob"]), (NOW_S - 29, ["Close"])])
-def test_no_job_is_configuring_beyond_the_bound(began_s: float, expected: list[str]) -> None:
-    late = job("CONFIGURING", reason="None", on=("v1",), started_s=began_s)
-    found = world(late, nodes=(node("v1", "MIXED+CLOUD", on="h1"),), places=(place(),), reserved={RUN: ("v1",)})
-    assert kinds(found) == expected
+def test_no_job_is_configuring_beyond_the_bound() -> None:
+    def since(began_s: float | None) -> World:
+        late = job("CONFIGURING", reason="None", on=("v1",), started_s=began_s)
+        return world(late, nodes=(node("v1", "MIXED+CLOUD", on="h1"),), places=(place(),), reserved={RUN: ("v1",)})
+
+    assert decide.plan(since(NOW_S - 31)) == (deeds.GiveBackJob(RUN, "its nodes do not answer"),)
+    assert kinds(since(NOW_S - 30)) == ["Close"]
+    assert kinds(since(None)) == ["Close"]
 
 
 def test_a_job_whose_prolog_does_not_begin_is_not_running_whatever_slurm_calls_it() -> None:
@@ -263,11 +319,14 @@ def test_slurm_does_not_wait_for_a_slurmd_that_does_not_answer_when_its_job_is_o
     words = {"places": (place(),), "reserved": {RUN: ("v1",)}, "guests": {"h1": (guest(),)}}
     (action,) = decide.plan(world(over, nodes=(silent,), **words))  # type: ignore[arg-type]
     assert action == deeds.Down("v1", RUN, "its slurmd does not answer")
+    told = node("v1", "DOWN+CLOUD+COMPLETING+NOT_RESPONDING", on="h1")
+    assert kinds(world(over, nodes=(told,), **words)) == []  # type: ignore[arg-type]
 
 
 def test_a_job_that_landed_on_another_name_is_given_back_at_once() -> None:
     stray = job("CONFIGURING", reason="None", on=("v2",), started_s=NOW_S)
-    assert "GiveBackJob" in kinds(world(stray, nodes=(node("v2", "MIXED+CLOUD+POWERING_UP"),)))
+    given_back = deeds.GiveBackJob(RUN, "it was given another job's node")
+    assert given_back in decide.plan(world(stray, nodes=(node("v2", "MIXED+CLOUD+POWERING_UP"),)))
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
@@ -288,6 +347,9 @@ def test_a_requeued_job_is_unpinned_before_its_old_reservation_goes() -> None:
     again = job(key=NEXT_RUN, reservation=reservation_name(RUN), waits_for_others=True)
     found = world(again, nodes=(node("v1", "IDLE+CLOUD", on="h1"),), reserved={RUN: ("v1",)})
     assert kinds(found) == ["Watch", "Pin"]
+    pending = msgspec.structs.replace(again, job=msgspec.structs.replace(again.job, state="pending"))
+    look = msgspec.structs.replace(found.look, jobs=(pending,))
+    assert "Pin" in kinds(msgspec.structs.replace(found, look=look))
 
 
 def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:
@@ -302,6 +364,7 @@ def test_a_name_that_nobody_uses_is_powered_down_and_then_closed() -> None:
 def test_room_is_given_back_only_when_its_host_says_that_nothing_is_left() -> None:
     assert kinds(world(places=(place(),), guests={"h1": (guest(),)})) == []
     assert kinds(world(places=(place(),))) == ["GiveBackRoom"]
+    assert kinds(world(places=(place(),), settled=("h1",))) == ["GiveBackRoom"]
 
 
 def test_room_is_kept_while_its_host_may_still_make_the_guest_that_it_was_told_of() -> None:

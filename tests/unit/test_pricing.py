@@ -66,7 +66,8 @@ def test_the_dearest_alone_counts_where_the_mode_says_so_and_licences_always() -
     assert [line.resource for line in priced.lines if not line.counted] == ["cpu", "mem"]
 
 
-# The examples are those of slurm.conf(5), TRESBillingWeights: what "billing" is for what was asked and given.
+# The examples are those of slurm.conf(5), TRESBillingWeights: what "billing" is for what was asked and given; and whole
+# nodes with a weight of their own.
 @pytest.mark.parametrize(
     ("resources", "mode", "billing"),
     [
@@ -76,10 +77,13 @@ def test_the_dearest_alone_counts_where_the_mode_says_so_and_licences_always() -
         ({"cpu": 4, "mem": 2048, "gres/gpu": 0}, "sum", Fraction(9, 2)),
         ({"cpu": 1, "mem": 8192, "gres/gpu": 1}, "max_tres_gres", Fraction(4)),
         ({"cpu": 1, "mem": 8192, "gres/gpu": 1}, "max_tres", Fraction(2)),
+        ({"cpu": 4, "node": 1, "gres/gpu": 1}, "max_tres", Fraction(4)),
+        ({"cpu": 4, "node": 1, "gres/gpu": 1}, "max_tres_gres", Fraction(6)),
+        ({"cpu": 4, "node": 1}, "sum", Fraction(7)),
     ],
 )
 def test_an_hour_is_what_slurm_bills(resources: dict[str, int], mode: Mode, billing: Fraction) -> None:
-    rates = {"cpu": Rate(MILLION), "mem": Rate(250_000, 1024), "gres/gpu": Rate(2 * MILLION)}
+    rates = {"cpu": Rate(MILLION), "mem": Rate(250_000, 1024), "gres/gpu": Rate(2 * MILLION), "node": Rate(3 * MILLION)}
     assert hourly(resources, rates, mode) == billing * MILLION
 
 

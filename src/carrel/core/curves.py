@@ -216,8 +216,8 @@ def _values(series: Series, recording: Recording, *, first_us: int, width_us: in
         for time_us, value in zip(series.times_us, series.values, strict=True):
             bucket = (time_us - first_us) // width_us
             if bucket not in peaks or value > peaks[bucket][1]:
-                peaks[bucket] = (time_us, value * factor if factor != 1 else value)
-        return _broken(list(peaks.values()), recording.gaps)
+                peaks[bucket] = (time_us, value)
+        return _broken([(time_us, value * factor) for time_us, value in peaks.values()], recording.gaps)
     lasts: dict[int, tuple[int, float]] = {}
     times = list(zip(series.times_us, series.values, strict=True))
     for time_us, value in times[1:]:
@@ -272,7 +272,8 @@ def gathered(chart: Chart, *, curves: int, points: int) -> Chart:
     for curve in chart.curves:
         for time_s, value in zip(curve.times_s, curve.values, strict=True):
             if value is not None:
-                buckets.setdefault(int((time_s - chart.from_s) / width_s), []).append(value)
+                at = min(int((time_s - chart.from_s) / width_s), points - 1)  # the last sample ends the last bucket
+                buckets.setdefault(at, []).append(value)
     # A bucket in which only some have a value would make the curves jump between some and all.
     full = {at: values for at, values in sorted(buckets.items()) if len(values) * 2 > len(chart.curves)}
     times_s = tuple(chart.from_s + (at + 0.5) * width_s for at in full)

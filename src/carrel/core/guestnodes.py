@@ -124,9 +124,8 @@ def _rest(world: World, job: PoolJob, why: str) -> list[Action]:
     """Have no guests for a job that could not start on them."""
     if nodes := world.run_nodes(job.key):
         return [*_unpinned(job), *give_back(nodes, reservation_name(job.key), why)]
-    places = [place for place in world.places if place.run == job.key]
-    if places and not world.carried(job.key) and {place.host for place in places} <= set(world.settled):
-        return [GiveBackRoom(job.key, attempt, why) for attempt in dict.fromkeys(place.attempt for place in places)]
+    if not world.carried(job.key) and (attempts := world.idle_attempts(job.key)):
+        return [GiveBackRoom(job.key, attempt, why) for attempt in attempts]
     if job.job.state == "held" and job.waits_for_others:
         return [Watch(job.key, why)]
     return [Rest(job.key, why)]
@@ -151,7 +150,7 @@ def _refused(job: PoolJob) -> str:
 def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     nodes, places, carried = world.run_nodes(job.key), world.run_places(job.key), world.carried(job.key)
     name = reservation_name(job.key)
-    broken = [guest for guest in carried.values() if guest.state in {"failed", "refused", "ended"}]
+    broken = [guest for guest in carried.values() if guest.state in {"failed", "ended"}]
     halfway = any(node.closed and not node.resting for node in nodes)  # given back, but for the reservation
     if nodes and (broken or halfway or job.key not in world.begun or not _fits(world, job, nodes, places)):
         changed = broken[0].reason if broken else "the job or its hosts have changed"
@@ -159,13 +158,12 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
     if nodes:
         if job.reservation != name:
             return [Pin(job.key, name, "its names are reserved")]
-        opened = [Open(node.name, "its job is pinned") for node in nodes if node.closed and node.resting]
+        opened = [Open(node.name, "its job is pinned") for node in nodes if node.closed]
         return [*opened, *_astray(world, job.key, nodes)]
     if carried or not {place.host for place in places} <= set(world.settled):
         return []  # of an earlier attempt: a second guest beside it would take room that nobody counted
     if places and (job.key not in world.begun or not _is_room(job, places)):
-        attempts = dict.fromkeys(place.attempt for place in places)
-        return [GiveBackRoom(job.key, attempt, "its guests begin anew") for attempt in attempts]
+        return [GiveBackRoom(job.key, places[0].attempt, "its guests begin anew")]
     if places:
         return _assign(world, job, places, taken)
     if why := world.given_up.get(job.key):
@@ -211,8 +209,7 @@ def _is_size(place: Place, job: PoolJob) -> bool:
 def _ready(world: World, job: PoolJob) -> bool:
     nodes, carried = world.run_nodes(job.key), world.carried(job.key)
     return (
-        len(nodes) == job.nodes
-        and job.reservation == reservation_name(job.key)
+        job.reservation == reservation_name(job.key)
         and _fits(world, job, nodes, world.run_places(job.key))
         and all(node.joined and not node.closed and not node.busy for node in nodes)
         and all(node.address == world.address_of(job.key, node) for node in nodes)
@@ -230,12 +227,14 @@ def _running(world: World, job: PoolJob) -> list[Action]:
     actions: list[Action] = []
     for node in nodes:
         guest = carried.get(node.name)
-        if guest and guest.state in {"failed", "refused"} and "DOWN" not in node.state:
+        if "DOWN" in node.state:
+            continue
+        if guest and guest.state in {"failed", "refused"}:
             actions.append(Down(node.name, job.key, guest.reason))
-        elif job.job.slurm_state == "COMPLETING" and "NOT_RESPONDING" in node.state and "DOWN" not in node.state:
+        elif job.job.slurm_state == "COMPLETING" and "NOT_RESPONDING" in node.state:
             # Else Slurm would wait for its slurmd for SlurmdTimeout, and nothing runs there any more.
             actions.append(Down(node.name, job.key, "its slurmd does not answer"))
-        elif not node.closed and "DOWN" not in node.state:
+        elif not node.closed:
             actions.append(Close(node.name, f"the guest of job {job.key.job_id} alone"))
     return actions
 
@@ -247,12 +246,12 @@ def _gone(world: World, alive: Mapping[JobKey, PoolJob]) -> list[Action]:
     actions: list[Action] = []
     naming: dict[str, list[PoolJob]] = {}
     for job in world.look.jobs:
-        if job.alive and job.reservation:
+        if job.job.state in {"held", "pending"}:
             naming.setdefault(job.reservation, []).append(job)
     for name, reserved in world.look.reservations.items():
         if run_of_reservation(name, world.look.cluster) in alive:
             continue
-        users = [job for job in naming.get(name, ()) if job.job.state in {"held", "pending"}]
+        users = naming.get(name, ())
         actions += [Pin(job.key, "", "its earlier run is over") for job in users]
         if not users:
             nodes = [world.look.nodes[node] for node in reserved.nodes if node in world.look.nodes]
@@ -265,17 +264,12 @@ def _rooms_of_the_gone(world: World, alive: Collection[JobKey]) -> list[GiveBack
 
     Not before no host of the attempt carries anything of the run.
     """
-    attempts: dict[tuple[JobKey, int], set[str]] = {}
-    for place in world.places:
-        attempts.setdefault((place.run, place.attempt), set()).add(place.host)
-    newest = dict(sorted(attempts))
     actions = []
-    for (run, attempt), hosts in attempts.items():
+    newest = dict(sorted((place.run, place.attempt) for place in world.places))
+    for run, last in newest.items():
         ended = run not in alive and reservation_name(run) not in world.look.reservations
-        if not (ended or attempt < newest[run]) or not hosts <= set(world.settled):
-            continue
-        if not any(guest.run == run for host in hosts for guest in world.hosts[host].guests):
-            actions.append(GiveBackRoom(run, attempt, "its run is over" if ended else "its guests are elsewhere"))
+        why = "its run is over" if ended else "its guests are elsewhere"
+        actions += [GiveBackRoom(run, at, why) for at in world.idle_attempts(run) if ended or at < last]
     return actions
 
 

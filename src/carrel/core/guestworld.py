@@ -14,9 +14,9 @@ from carrel.model.pool import Look, Place, PoolNode, reservation_name
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The site's bounds."""
 
-    configuring_max_s: float = 30.0
-    start_max_s: float = 120.0
-    join_max_s: float = 120.0
+    configuring_max_s: float
+    start_max_s: float
+    join_max_s: float
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for what is computed once
@@ -40,16 +40,24 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     ready_since_s: Mapping[JobKey, float] = {}
     """Since when released runs were seen to have all that they need."""
     now_s: float
-    limits: Limits = Limits()
+    limits: Limits
     complete: bool = True
     """Whether every host could have spoken: one that may at any moment is not one that carries nothing."""
 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
         """Return the room of the run's newest attempt; none where a host of it does not answer."""
         mine = self._places_by_run.get(run, [])
-        newest = max((place.attempt for place in mine), default=0)
+        newest = max((place.attempt for place in mine), default=None)
         found = tuple(place for place in mine if place.attempt == newest)
         return found if all(place.host in self.hosts for place in found) else ()
+
+    def idle_attempts(self, run: JobKey) -> list[int]:
+        """Return the attempts for which the run has room on hosts that all answered, and carry nothing of it."""
+        hosts: dict[int, set[str]] = {}
+        for place in self._places_by_run.get(run, []):
+            hosts.setdefault(place.attempt, set()).add(place.host)
+        carriers = self._carriers.get(run, set())
+        return [attempt for attempt, its in hosts.items() if its <= self._settled and its.isdisjoint(carriers)]
 
     def run_nodes(self, run: JobKey) -> tuple[PoolNode, ...]:
         """Return the names that the run has."""
@@ -70,10 +78,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         return "" if node.resting else self._host_by_guest.get((run, node.name), "")
 
     def address_of(self, run: JobKey, node: PoolNode) -> str:
-        """Return where the slurmd of this name is; empty: nobody knows."""
-        report = self.hosts.get(self.host_of(run, node))
-        if report is None:
-            return ""
+        """Return where the slurmd of a name is that is on a host; empty: nobody knows yet."""
+        report = self.hosts[self.host_of(run, node)]
         if report.host != node.host_name:  # its slurmd has registered, and said by itself where it is
             return node.address
         return standing.of(report).address(report, self.carried(run).get(node.name))
@@ -94,6 +100,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
         )
 
     @cached_property
+    def _settled(self) -> frozenset[str]:
+        return frozenset(self.settled)
+
+    @cached_property
     def _places_by_run(self) -> dict[JobKey, list[Place]]:
         found: dict[JobKey, list[Place]] = {}
         for place in self.places:
@@ -103,6 +113,14 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
     @cached_property
     def _host_by_guest(self) -> dict[tuple[JobKey, str], str]:
         return {(guest.run, guest.node): report.host for report in self.hosts.values() for guest in report.guests}
+
+    @cached_property
+    def _carriers(self) -> dict[JobKey, set[str]]:
+        found: dict[JobKey, set[str]] = {}
+        for report in self.hosts.values():
+            for guest in report.guests:
+                found.setdefault(guest.run, set()).add(report.host)
+        return found
 
     @cached_property
     def _guests_by_run(self) -> dict[JobKey, dict[str, GuestNode]]:

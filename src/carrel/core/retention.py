@@ -38,4 +38,4 @@ def doomed(kept: Iterable[Kept], *, now_s: float, keep_s: float, user_bytes_max:
             if one.finished and (old or 0 < user_bytes_max < total):
                 found.append(one)
                 total -= one.size_bytes
-    return tuple(sorted(found, key=lambda one: (one.ended_s, one.user, one.name)))
+    return tuple(sorted(found, key=lambda one: (one.ended_s, one.user)))

@@ -76,17 +76,17 @@ def stretched(
     taken = load(costs_us, stretches, interval_s=interval_s, periods_s=periods_s)
     found = {name: factor for name, factor in stretches.items() if factor > 1}
     if sum(taken.values()) > budget:
-        able = [name for name in taken if stretches.get(name, 1) < STRETCH_MAX]
+        able = [name for name in taken if found.get(name) != STRETCH_MAX]
         if able:
-            worst = max(able, key=lambda name: (taken[name], name))
+            worst = max(able, key=taken.__getitem__)
             # Below its own period a longer stretch saves nothing: begin where it does.
             factor = stretches.get(worst, 1) * 2
-            while factor < STRETCH_MAX and interval_s * factor <= periods_s.get(worst, 0.0):
+            while interval_s * factor <= periods_s.get(worst, 0.0):
                 factor *= 2
             found[worst] = min(factor, STRETCH_MAX)
         return found
     if found:
-        longest = max(found, key=lambda name: (found[name], name))
+        longest = max(found, key=found.__getitem__)
         trial = {**found, longest: found[longest] // 2}
         if sum(load(costs_us, trial, interval_s=interval_s, periods_s=periods_s).values()) < budget * _RELAXED:
             found = {name: factor for name, factor in trial.items() if factor > 1}

@@ -73,7 +73,7 @@ def world(
         resting=resting or {},
         ready_since_s={each.key: ready_since_s for each in jobs},
         now_s=NOW_S,
-        limits=Limits(configuring_max_s=30.0, start_max_s=120.0),
+        limits=Limits(configuring_max_s=30.0, start_max_s=120.0, join_max_s=60.0),
     )
 
 
