@@ -31,7 +31,6 @@ bench: setup    ## the benchmarks, printing their own figures
 	@$(PY) benchmarks/run.py $(ARGS)
 
 chaos: setup    ## kills parts of Slurm and Carrel at random while jobs run, then looks what is left; SECONDS=300 SEED=
-	@$(BIN)/pytest -rP -m long tests/guest
 	@$(PY) scripts/chaos $(or $(SECONDS),300) $(SEED)
 
 chaos-bank: setup ## the same for the bank: an array of a thousand, races for the last money, kills; SECONDS=300 RACES=10 SEED=
