@@ -383,8 +383,7 @@ class Histories(RuleBasedStateMachine):
 
 EXAMPLES = os.environ.get("CARREL_MODEL_EXAMPLES", "")
 
-TestHistories = pytest.mark.timeout(0 if EXAMPLES else 120)(Histories.TestCase)
-TestHistories.settings = settings(
+LONG = settings(
     max_examples=int(EXAMPLES or 8),
     stateful_step_count=40,
     deadline=None,
@@ -392,3 +391,13 @@ TestHistories.settings = settings(
     phases=[Phase.generate] if EXAMPLES else list(Phase),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+class ManyHistories(Histories):
+    """The same in many histories that are as long as a run's life and a quarrel about its charge."""
+
+
+TestHistories = pytest.mark.timeout(0 if EXAMPLES else 120)(Histories.TestCase)
+TestHistories.settings = LONG
+TestManyHistories = pytest.mark.fuzz(pytest.mark.timeout(900)(ManyHistories.TestCase))
+TestManyHistories.settings = settings(LONG, max_examples=1000, stateful_step_count=12)

@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from carrel.model.ledger import Void
+from carrel.model.money import format_su
 from carrel.testing.banked import Banked
 from carrel.testing.daemons import wait_for
 from carrel.testing.sandbox import MakeSandbox, User
@@ -62,6 +64,23 @@ def test_f17_what_is_set_aside_at_submit_is_what_carrel_quote_says(bank: Banked,
     job_id = bank.sbatch("--hold", *words, "--wrap=true")
     assert bank.lien(job_id).lien_micro_su == json.loads(quoted.stdout)["amount_micro_su"]
     bank.box.run(["scancel", str(job_id)])
+
+
+def test_a_quote_says_what_the_account_has_and_whether_the_job_would_be_refused(bank: Banked) -> None:
+    def quoted(*words: str) -> tuple[str, dict[str, Any]]:
+        said = bank.box.run(["carrel", "quote", *words, "--wrap", "true"])
+        told = bank.box.run(["carrel", "quote", "--json", *words, "--wrap", "true"])
+        return said.stdout.splitlines()[-1], json.loads(told.stdout)["payer"]
+
+    left = bank.balance().available_micro_su
+    line, payer = quoted("-n1", "-t10")
+    assert payer == {"account": "demo", "available_micro_su": left, "why": ""}
+    assert line == f"account 'demo' has {format_su(left)} SU left"
+    line, _ = quoted("-n4", "-t60000")
+    assert line.endswith("SU left, so it would be refused; see: carrel account show demo")
+    line, payer = quoted("-n1", "-t10", "-A", "ghostly")
+    assert line == "what is left for it is not known: there is no account 'ghostly'; see: carrel account list"
+    assert payer["available_micro_su"] is None
 
 
 def test_a_refusal_says_what_is_needed_what_is_left_and_where_to_see_more(bank: Banked) -> None:

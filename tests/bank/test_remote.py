@@ -39,10 +39,10 @@ def other() -> Iterator[UsageBank]:
     found.close()
 
 
-def opened(directory: Path, bank: UsageBank, *, deadline_ms: int = 5000, **remote: object) -> Bank:
+def opened(directory: Path, bank: UsageBank, *, deadline_ms: int = 5000, off: str = "", **remote: object) -> Bank:
     """Return a bank as carrelctld has one; whatever is in the directory already is adopted."""
     config = directory / "bank-config.toml"
-    config.write_text(bank.config())
+    config.write_text(bank.config(off=off))
     config.chmod(0o600)
     settings = BankSettings(
         enabled=True,
@@ -206,6 +206,27 @@ def test_the_bank_hears_of_a_start_and_of_an_end_and_counts_what_was_charged(ban
     assert (told["jobstatus"], told["enddate"], told["cpu_time"]) == ("COMPLETED", "2025-06-15T15:14:20Z", 0.1)
     assert (told["userid"], told["accountid"], told["partition"], told["num_cpus"]) == ("0", "physics", "main", 1)
     assert other.used == Decimal("0.10")
+
+
+@pytest.mark.parametrize(
+    ("off", "heard"),
+    [
+        ("enable_job_submit_plugin", (False, "RUNNING", "COMPLETED")),
+        ("enable_spank_plugin", (True, None, "COMPLETED")),
+        ("enable_job_complete_plugin", (True, "RUNNING", "RUNNING")),
+    ],
+)
+def test_what_a_switch_of_the_banks_file_turns_off_the_bank_is_not_asked_or_told(
+    tmp_path: Path, other: UsageBank, off: str, heard: tuple[bool, str | None, str]
+) -> None:
+    bank = opened(tmp_path, other, off=off)
+    run = begun(bank, 7)
+    tell(bank)
+    asked, started = bool(other.asked), other.jobs.get("7", {}).get("jobstatus")
+    end(bank, run, 100_000)
+    tell(bank)
+    assert (asked, started, other.jobs["7"]["jobstatus"]) == heard
+    asyncio.run(bank.close())
 
 
 def test_f15_runs_of_a_requeued_job_add_up_and_a_refund_is_told(bank: Bank, other: UsageBank) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from carrel.daemons import callers
 from carrel.model.access import Associations
 from carrel.testing.desk import ROOT, RestBank, rest_bank
 
@@ -271,7 +273,7 @@ def test_a_charge_shows_how_it_came_about(unchanged: RestBank) -> None:
 def test_where_slurm_keeps_no_accounting_who_used_an_account_belongs_to_it(physics: RestBank) -> None:
     physics.slurm.known = None
     assert physics.desk is not None
-    physics.desk.callers._until_s = 0.0
+    physics.desk.callers._asked_at_s = float("-inf")
     assert [one["name"] for one in physics.ask("GET", "/v1/accounts", uid=MEMBER).json] == ["physics"]
 
 
@@ -279,9 +281,28 @@ def test_a_slurmdbd_that_is_away_makes_nobody_more_than_they_were(physics: RestB
     assert physics.ask("GET", "/v1/bank", uid=ADMINISTRATOR).status == 200
     physics.slurm.away = True
     assert physics.desk is not None
-    physics.desk.callers._until_s = 0.0
+    physics.desk.callers._asked_at_s = float("-inf")
     assert physics.ask("GET", "/v1/bank", uid=ADMINISTRATOR).status == 200
     assert physics.ask("GET", "/v1/bank", uid=MEMBER).status == 403
+
+
+def test_a_user_who_has_just_got_an_account_does_not_wait_a_minute_to_see_it(desk: RestBank) -> None:
+    now_s = 0.0
+    desk.slurm.known = msgspec.structs.replace(PEOPLE, users={"physics": frozenset({"bin"})})
+    filled(desk)
+    assert desk.desk is not None
+    desk.desk.callers._clock = lambda: now_s
+    desk.desk.callers._asked_at_s = float("-inf")
+
+    def seen() -> int:
+        return desk.ask("GET", "/v1/accounts/physics", uid=MEMBER).status
+
+    assert seen() == 404
+    desk.slurm.known = PEOPLE
+    now_s = callers.ASSOCIATIONS_RETRY_S / 2
+    assert seen() == 404, "slurmdbd would be asked with each question of a stranger"
+    now_s = callers.ASSOCIATIONS_RETRY_S
+    assert seen() == 200
 
 
 def test_the_pages_of_a_statement_add_up(unchanged: RestBank) -> None:

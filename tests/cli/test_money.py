@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -110,9 +111,33 @@ def test_a_charge_is_found_by_its_job_and_by_its_run(physics: Run) -> None:
         (("account", "deposit", "physics", "--micro-su", str(2**63), "--reason", "x"), 2, "is no amount for this"),
         (("account", "deposit", "physics", "--micro-su", "1.5", "--reason", "x"), 2, "write a whole number"),
         (("account", "add", "other", "--ends", "soon"), 2, "'soon' is no day or time"),
-        (("account", "add", "x y"), 2, "account"),
+        (
+            ("account", "add", "other", "--starts", "2026-02-01", "--ends", "2026-01-01"),
+            2,
+            "before it starts at 2026-02-01",
+        ),
+        (
+            ("account", "set", "physics", "--starts", "2026-02-01", "--ends", "2026-01-01", "--reason", "x"),
+            2,
+            "swap them?",
+        ),
+        (("account", "set", "nowhere", "--priority", "1", "--reason", "x"), 3, "there is no allocation 'nowhere'"),
+        (
+            ("account", "add", "x y"),
+            2,
+            "expected a name of visible ascii letters, without a space or a slash - at '$.account'",
+        ),
+        (("account", "add", "x/y"), 2, "without a space or a slash - at '$.account'"),
+        (("account", "add", "physics", "--allocation", "x/y"), 2, "without a space or a slash - at '$.allocation'"),
+        (
+            ("account", "deposit", "physics", "--su", "1", "--reason", "a\nb"),
+            2,
+            "expected one line of text - at '$.reason'",
+        ),
         (("account", "add", "physics"), 2, "account 'physics' is there already; name a further allocation"),
         (("charge", "refund", "7", "--su", "3", "--reason", "x"), 4, "has 2.50 SU of its charge left, not 3.00"),
+        (("charge", "refund", "7", "--su", "1", "--all", "--reason", "x"), 2, "give an amount, or --all"),
+        (("charge", "refund", "7"), 2, "--reason requires an argument; see: carrel charge refund --help"),
         (("bank", "token", "add", "--ttl", "soon"), 2, "write a number with s, m, h or d"),
         (("bank", "token", "revoke", "ffffffff"), 3, "there is no token 'ffffffff'"),
     ],
@@ -181,3 +206,31 @@ def test_a_bank_that_is_away_leaves_the_key_to_ask_again(
     monkeypatch.setenv("CARREL_CONFIG", str(settings))
     status, _, said = carrel("account", "deposit", "physics", "--su", "1", "--reason", "x", "--key", "mine")
     assert (status, "repeat the command with --key mine" in said) == (5, True)
+
+
+def test_terms_of_an_allocation_that_are_not_given_stay_as_they_are(physics: Run) -> None:
+    def terms(*words: str) -> tuple[object, ...]:
+        assert physics("account", "set", "trial", *words, "--reason", "x")[0] == 0
+        (account,) = objects(physics("account", "show", "chemistry", "--json")[1])
+        (one,) = cast("list[dict[str, object]]", account["allocations"])
+        return one["starts"], one["ends"], one["priority"], one["credit_micro_su"]
+
+    words = ("--starts", "2026-01-01", "--ends", "2027-01-01", "--priority", "3", "--credit-su", "5")
+    assert physics("account", "add", "chemistry", "--allocation", "trial", *words)[0] == 0
+    starts, ends = "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"
+    assert terms("--credit-su", "0") == (starts, ends, 3, 0)
+    assert terms("--priority", "0") == (starts, ends, 0, 0)
+    assert terms("--ends", "never", "--credit-su", "1") == (starts, None, 0, SU)
+
+
+def test_a_charge_is_given_back_in_full_once(physics: Run) -> None:
+    assert physics("account", "add", "geology")[0] == 0
+    assert physics("account", "deposit", "geology", "--su", "1", "--reason", "x")[0] == 0
+    names = {"cluster": "c", "token": "whole"}
+    place = {"do": "place", "key": "w1", **names, "project": "geology", "user": "ada", "amount_micro_su": SU}
+    bind = {"do": "bind", "key": "w2", **names, "user": "ada", "job_id": 8, "run": "r8"}
+    settle = {"do": "settle", "key": "w3", "cluster": "c", "run": "r8", "amount_micro_su": SU}
+    desk._exchange("POST", "/v1/commands", json.dumps([place, bind, settle]).encode())
+    assert physics("charge", "refund", "8", "--all", "--reason", "x")[0] == 0
+    status, _, said = physics("charge", "refund", "8", "--all", "--reason", "x")
+    assert (status, said) == (4, "carrel: nothing is left of the charge of run 'r8'; see: carrel charge show r8\n")

@@ -9,6 +9,7 @@ import pytest
 
 from carrel.cli import main
 from carrel.cli.report import array_lines
+from carrel.config import Guests
 from carrel.core.arrays import ArrayReport, Spread, array_report
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import JobSummary, NodeSummary
@@ -39,7 +40,7 @@ def task(number: int, *, complete: bool = True, limit_s: int = 150, **changes: A
 
 
 def made(*tasks: JobSummary) -> ArrayReport:
-    return array_report(99, tasks)
+    return array_report(99, tasks, Guests())
 
 
 def told(found: ArrayReport) -> list[tuple[str, str]]:

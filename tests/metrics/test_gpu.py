@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from carrel.config import Guests
 from carrel.core.report import report
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import JobSummary, NodeSummary
@@ -174,7 +175,7 @@ def reported(**changes: object) -> tuple[tuple[str, str], ...]:
     node = msgspec.structs.replace(NODE, **changes)
     key = JobKey(cluster="k", job_id=1, submit_s=1)
     summary = JobSummary(run=str(key), job=Job(key=key, state="ended"), nodes=(node,), complete=True)
-    return tuple((advice.text, advice.directive) for advice in report(summary).advice)
+    return tuple((advice.text, advice.directive) for advice in report(summary, Guests()).advice)
 
 
 def test_gpus_that_were_used_need_no_advice() -> None:

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from carrel.cli.report import lines
+from carrel.config import Guests
 from carrel.core.report import Report, report
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import JobSummary, NodeSummary
 
 GIB = 2**30
+GUESTS = Guests(memory_reserve_bytes=160 * 2**20, memory_min_bytes=160 * 2**20)
 NODE = NodeSummary(
     node="c1",
     view="host",
@@ -35,7 +37,7 @@ def node(name: str = "c1", **changes: Any) -> NodeSummary:
 def made(*nodes: NodeSummary, limit_s: int | None = 150, complete: bool = True) -> Report:
     key = JobKey(cluster="k", job_id=7, submit_s=1)
     job = Job(key=key, state="ended", user="ann", name="solve", time_limit_s=limit_s)
-    return report(JobSummary(run=str(key), job=job, nodes=nodes or (NODE,), complete=complete))
+    return report(JobSummary(run=str(key), job=job, nodes=nodes or (NODE,), complete=complete), GUESTS)
 
 
 def directives(found: Report) -> list[str]:
@@ -88,6 +90,23 @@ def test_of_a_short_job_nothing_is_said_about_cpus() -> None:
 
 def test_memory_that_was_never_used_is_not_asked_for_again() -> None:
     assert directives(made(node(memory_peak_bytes=100 * 2**20))) == ["#SBATCH --mem=128M"]
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "guests", "line"),
+    [(141, ("c1",), "384M"), (20, ("c1",), "320M"), (141, ("c1:0.0", "c1:0.1"), "640M")],
+)
+def test_a_job_in_a_guest_is_told_to_leave_room_for_its_emulator(
+    used_mib: int, guests: tuple[str, ...], line: str
+) -> None:
+    inside = (node(name, view="guest") for name in guests)
+    found = made(node(memory_peak_bytes=used_mib * 2**20), *inside)
+    assert directives(found) == [f"#SBATCH --mem={line}"]
+
+
+def test_a_job_whose_guest_would_not_boot_with_less_is_not_told_to_ask_for_less() -> None:
+    small = node(memory_limit_bytes=320 * 2**20, memory_peak_bytes=100 * 2**20)
+    assert made(small, node("c1", view="guest")).advice == ()
 
 
 def test_a_small_limit_is_not_made_smaller_than_makes_sense() -> None:

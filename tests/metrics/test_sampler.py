@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from carrel.config import Metrics
+from carrel.daemons import sampler_thread
 from carrel.errors import CarrelError, NotFoundError, RefusedError
 from carrel.model.job import Job, JobKey
 from carrel.model.sample import Column, NodeSummary, Note, Schema
@@ -73,9 +74,11 @@ def sampler(settings: Metrics) -> Iterator[Sampler]:
 def running(sampler: Sampler) -> Iterator[Sampler]:
     thread = threading.Thread(target=sampler.run)
     thread.start()
-    yield sampler
-    sampler.stop()
-    thread.join(timeout=30)
+    try:
+        yield sampler
+    finally:
+        sampler.stop()
+        thread.join(timeout=30)
     assert not thread.is_alive()
 
 
@@ -168,6 +171,15 @@ def test_a_directory_that_is_not_the_users_fails_that_job_alone(sampler: Sampler
     got(sampler.add(job(8)))
     assert sampler.status().failures == {"command": 1}
     assert "symbolic link" in sampler.status().last_failure
+
+
+def test_a_sampler_without_a_job_is_awake_all_the_same(settings: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loop._WAIT_MAX_S < sampler_thread.STUCK_S, "each idle node would be told to have a sampler that hangs"
+    monkeypatch.setattr(loop, "_WAIT_MAX_S", 0.01)
+    with running(Sampler(settings, "c1")) as sampler:
+        wait_for(lambda: sampler.status().awake_s > 0)
+        first_s = sampler.status().awake_s
+        wait_for(lambda: sampler.status().awake_s > first_s)
 
 
 def test_what_is_known_later_is_kept(sampler: Sampler, settings: Metrics) -> None:
@@ -287,6 +299,7 @@ def test_a_clock_that_is_set_is_told_and_sampling_goes_on(
 KILLED = """
 import sys, time
 from carrel.config import Metrics
+from carrel.daemons import sampler_thread
 from carrel.sampling.loop import Sampler
 import threading, msgspec
 from carrel.model.job import Job

@@ -10,6 +10,7 @@ import pytest
 
 from carrel.cli import atend, main
 from carrel.cli.watch import moment
+from carrel.config import Guests
 from carrel.model.sample import Column, Note, Schema
 from carrel.sampling.blocks import Layout, Reading
 from carrel.sampling.follow import Follower
@@ -124,7 +125,7 @@ def test_on_a_terminal_it_is_a_table_that_ends_with_the_job(root: Path, columns:
 
 
 def test_a_report_is_appended_to_a_plain_file_alone(root: Path, tmp_path: Path) -> None:
-    words = atend.text(running(root, "c1"))
+    words = atend.text(running(root, "c1"), Guests())
     assert "---- what this job used (--carrel-report) ----\njob 7 solve: " in words
     file = tmp_path / "out"
     file.write_text("mine\n")

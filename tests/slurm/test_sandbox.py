@@ -85,6 +85,30 @@ def test_the_exit_status_is_the_commands_and_so_are_its_streams(root: Path) -> N
     assert (child.returncode, out, err) == (37, "fed\n3\n3\n3\n", "oops\n")
 
 
+def test_settings_of_a_file_go_over_those_of_the_sandbox(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[metrics]\nsinks = ["csv"]\n[sinks.csv]\ndir = "/elsewhere"\n')
+    show = ["sh", "-c", "carrel config show --json | grep -E 'sinks|metrics.root'"]
+    out, err = sandbox_run(root, "--nodes", "1", "--settings", str(file), command=show).communicate(timeout=60)
+    assert err == ""
+    shown = {one["name"]: one["value"] for one in map(json.loads, out.splitlines())}
+    assert (shown["metrics.sinks"], shown["sinks.csv.dir"]) == (["csv"], "/elsewhere")
+    assert shown["metrics.root"] == str(root / "metrics"), "what the file does not name stays"
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("[metrics\n", "is it TOML?"), (None, "No such file or directory")])
+def test_settings_that_cannot_be_read_start_nothing(
+    root: Path, tmp_path: Path, text: str | None, sentence: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    if text is not None:
+        file.write_text(text)
+    child = sandbox_run(root, "--settings", str(file), command=["true"])
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, sentence in err) == (2, True), err
+    assert not root.exists()
+
+
 def test_a_command_that_a_signal_ended_counts_as_128_plus_the_signal(root: Path) -> None:
     child = sandbox_run(root, command=["sh", "-c", "kill -SEGV $$"])
     child.communicate(timeout=60)

@@ -1,5 +1,7 @@
 """What sbatch would submit, from its arguments, its variables and the script."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,9 @@ def asked(*words: str, script: str = "", environment: dict[str, str] | None = No
         (["--array=0-15:4,3%2"], {"array_tasks": 5, "array_at_once": 2}),
         (["-a", "1-3"], {"array_tasks": 3}),
         (["--guest=debian12", "--guest-per=task"], {"guest": True, "guest_per_task": True}),
+        (["--guest-root", "--carrel-report", "-n2"], {"tasks": 2}),
+        (["--cloud=kvm"], {"guest": True}),
+        (["--cloud-type=kvm", "--cloud-create=yes"], {"guest": True}),
         (["--of-a-site-plugin=1", "-n2"], {"tasks": 2}),
         (["-n2", "--", "--nodes=3"], {"tasks": 2}),
         (["-n2", "job.sh", "--nodes=3"], {"tasks": 2}),
@@ -155,3 +160,20 @@ def test_a_script_that_cannot_be_read_for_certain_is_refused(line: str, sentence
     with pytest.raises(UsageError) as refused:
         asked(script=f"#!/bin/sh\n{line}\n")
     assert sentence in str(refused.value)
+
+
+def test_every_option_of_our_plug_in_is_read_with_its_value_or_without() -> None:
+    source = (Path(__file__).parents[2] / "slurm" / "spank_carrel.c").read_text()
+    found = re.findall(r'\[[A-Z_]+\] = \{\s*(?:\.option = )?"([a-z-]+)",\s*("|NULL)', source)
+    assert {"guest", "guest-root", "cloud", "carrel-report"} <= {name for name, _ in found}
+    for name, argument in found:
+        words = [f"--{name}"] if argument == "NULL" else [f"--{name}", "4"]
+        assert asked(*words, "-n2").tasks == 2, name
+
+
+def test_an_option_of_a_guest_may_stand_in_the_environment_where_nobody_gives_it() -> None:
+    environment = {"CARREL_GUEST": "debian12", "CARREL_GUEST_PER": "task"}
+    request = asked("-n2", environment=environment)
+    assert (request.guest, request.guest_per_task) == (True, True)
+    assert not asked(script="#SBATCH --guest-per=job\n", environment=environment).guest_per_task
+    assert not asked(environment={"CARREL_GUEST": ""}).guest

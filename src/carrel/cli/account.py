@@ -10,7 +10,7 @@ from carrel.cli import desk, output
 from carrel.cli.desk import Csv, Key, MicroSu, Reason, Su
 from carrel.cli.guest import Json
 from carrel.daemons.bank_views import AccountView, AllocationView, Statement, StatementRow, Sums, UserView
-from carrel.errors import UsageError
+from carrel.errors import NotFoundError, UsageError
 from carrel.model.ledger import Receipt
 from carrel.model.money import MOST_MICRO_SU, format_su
 
@@ -19,9 +19,7 @@ Allocation = Annotated[
     str,
     Parameter(show_default=False, help="Which allocation of the account; by default the only one that is valid now."),
 ]
-Starts = Annotated[
-    str, Parameter(show_default=False, help="First moment, as 2026-01-01 or 2026-01-01T00:00:00Z; at once by default.")
-]
+Starts = Annotated[str, Parameter(show_default=False, help="First moment, as 2026-01-01 or 2026-01-01T00:00:00Z.")]
 Ends = Annotated[str, Parameter(show_default=False, help="First moment after its end; never by default.")]
 Credit = Annotated[
     str, Parameter(name="--credit-su", show_default=False, help="How far liens may take it below zero, in SU.")
@@ -103,6 +101,9 @@ def add(
     """Open an account with an allocation, or another allocation in an account that is there (--allocation)."""
     terms = {"starts": _moment(starts), "ends": _moment(ends), "priority": priority}
     terms["credit_micro_su"] = desk.amount(credit)
+    if starts and ends and datetime.fromisoformat(str(terms["ends"])) <= datetime.fromisoformat(str(terms["starts"])):
+        # Before the account is opened: a wrong line leaves nothing behind.
+        raise UsageError(f"an allocation cannot end at {ends}, before it starts at {starts}; swap the dates?")
     there = any(one.name == name for one in desk.ask("accounts", list[AccountView]))
     if there and not allocation:
         raise UsageError(f"account '{name}' is there already; name a further allocation: --allocation NAME")
@@ -142,21 +143,27 @@ def set_(
     *,
     reason: Reason,
     starts: Starts = "",
-    ends: Ends = "",
-    priority: Priority = 0,
-    credit: Credit = "0",
+    ends: Annotated[
+        str, Parameter(show_default=False, help="First moment after its end, or 'never'; as it is by default.")
+    ] = "",
+    priority: Annotated[int | None, Parameter(show_default=False, help="The highest is drawn on first.")] = None,
+    credit: Credit = "",
     key: Key = "",
 ) -> None:
-    """Set an allocation's dates, priority and credit limit anew; what is not given is as for a new one."""
+    """Change an allocation's dates, priority or credit limit; what is not given stays as it is."""
+    found = [each for one in desk.ask("accounts", list[AccountView]) for each in one.allocations]
+    now = next((each for each in found if each.name == allocation), None)
+    if now is None:
+        raise NotFoundError(f"there is no allocation '{allocation}'; see: carrel account show ACCOUNT")
     body = {
-        "starts": _moment(starts),
-        "ends": _moment(ends),
-        "priority": priority,
-        "credit_micro_su": desk.amount(credit),
+        "starts": _moment(starts) or now.starts,
+        "ends": None if ends == "never" else _moment(ends) or now.ends,
+        "priority": now.priority if priority is None else priority,
+        "credit_micro_su": desk.amount(credit) if credit else now.credit_micro_su,
         "reason": reason,
     }
     desk.change(f"allocations/{desk.part(allocation)}/terms", Receipt, body, key=key)
-    print(f"allocation {allocation} is changed")
+    print(f"allocation {allocation} is changed; next: carrel account show {now.account}")
 
 
 @app.command
@@ -206,9 +213,7 @@ def transfer(
     reason: Reason,
     from_allocation: Allocation = "",
     to_allocation: Allocation = "",
-    expired: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Carry over what expired in --from-allocation.")
-    ] = False,
+    expired: Expired = False,
     key: Key = "",
 ) -> None:
     """Move SU from one account to another, at most what is available; or carry over what expired."""

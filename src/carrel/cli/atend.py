@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from carrel import config
 from carrel.cli import output
 from carrel.cli.report import lines
+from carrel.config import Guests
 from carrel.core import report
 from carrel.errors import CarrelError
 from carrel.sampling import reading
@@ -25,17 +27,17 @@ _POLL_S = 0.2
 _PRIORITY = 19
 
 
-def text(directory: Path) -> str:
+def text(directory: Path, guests: Guests) -> str:
     """Return what is appended.
 
     Raises:
         CarrelError: there are no samples, or they are damaged.
     """
-    return "".join(f"{line}\n" for line in _framed(directory))
+    return "".join(f"{line}\n" for line in _framed(directory, guests))
 
 
-def _framed(directory: Path) -> Iterator[str]:
-    made = report.report(reading.summary(directory))
+def _framed(directory: Path, guests: Guests) -> Iterator[str]:
+    made = report.report(reading.summary(directory), guests)
     yield ""
     yield "---- what this job used (--carrel-report) ----"
     for line in lines(made):
@@ -88,9 +90,10 @@ def main() -> None:
     arguments = parser.parse_args()
     os.nice(_PRIORITY)
     try:
+        guests = config.load().guests
         _become(arguments.uid)
         _wait_for_others(arguments.directory)
-        append(arguments.output, text(arguments.directory))
+        append(arguments.output, text(arguments.directory, guests))
     except FileNotFoundError:
         return
     except (CarrelError, OSError) as error:

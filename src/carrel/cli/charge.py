@@ -11,7 +11,7 @@ from carrel.cli import desk, output
 from carrel.cli.desk import Csv, Key, MicroSu, Reason, Su
 from carrel.cli.guest import Json
 from carrel.daemons.bank_views import ChargeDetail, ChargeView
-from carrel.errors import NotFoundError, UsageError
+from carrel.errors import NotFoundError, RefusedError, UsageError
 from carrel.model.ledger import MoneyState, Receipt
 from carrel.model.money import format_su
 
@@ -84,6 +84,10 @@ def refund(
     """Give back part of a charge, or all that is left of it."""
     one = _only(run)
     left = one.charged_micro_su - one.refunded_micro_su
+    if all_ and (su or micro_su):
+        raise UsageError("give an amount, or --all: all that is left of the charge")
+    if all_ and not left:
+        raise RefusedError(f"nothing is left of the charge of run '{one.run}'; see: carrel charge show {one.run}")
     body = {
         "amount_micro_su": left if all_ else desk.amount(su, micro_su, least=1),
         "reason": reason,

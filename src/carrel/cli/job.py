@@ -124,12 +124,14 @@ def events(job: JobId, /, *, json: Json = False) -> None:
 @app.command(name="report")
 def report_(job: JobName, /, *, json: Json = False) -> None:
     """Show how well a job, or an array of them, used its CPUs, memory, GPUs and time limit, and what to ask for."""
-    found = samples.find(config.load(), job)
+    settings = config.load()
+    found = samples.find(settings, job)
     if found.directory is not None:
-        made = report.report(reading.summary(found.directory))
+        made = report.report(reading.summary(found.directory), settings.guests)
         _tell(made, lines(made), json=json)
     else:
-        whole = arrays.array_report(found.job_id, [reading.summary(path) for path in found.tasks.values()])
+        tasks = [reading.summary(path) for path in found.tasks.values()]
+        whole = arrays.array_report(found.job_id, tasks, settings.guests)
         _tell(whole, array_lines(whole), json=json)
 
 

@@ -56,7 +56,8 @@ def plot(
     json: Json = False,
 ) -> None:
     """Plot what a job used over time, on each of its nodes; also while it runs."""
-    directory = samples.one(config.load(), job)
+    settings = config.load()
+    directory = samples.one(settings, job)
     if list_:
         _list(directory, json=json)
         return
@@ -70,7 +71,7 @@ def plot(
     made = curves.charts(found.recordings, asked, points=PAGE_POINTS if html else POINTS)
     if html is not None:
         shown = [curves.gathered(one, curves=PAGE_CURVES, points=PAGE_POINTS) for one in made]
-        page.write(html, report.report(reading.summary(directory)), shown)
+        page.write(html, report.report(reading.summary(directory), settings.guests), shown)
         print(f"{html}: open it in any browser")
     elif json:
         output.objects(made)

@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from carrel import config
 from carrel.cli import output
 from carrel.cli.guest import Json
+from carrel.cli.payer import payer
 from carrel.config import Config
 from carrel.core import pricebook
 from carrel.core.quote import quote
@@ -45,7 +46,8 @@ def show(
 ) -> None:
     """Print what sbatch with these arguments may cost at most: the price of the most that Slurm may allocate.
 
-    Nothing is submitted. #SBATCH lines of the script and SBATCH_* variables count as they do for sbatch.
+    Where there is a bank, also what the account has left. Nothing is submitted. #SBATCH lines of the script and
+    SBATCH_* variables count as they do for sbatch.
     """
     settings = config.load()
     components = sbatch.parse(words, script=_script(words), environment=os.environ)
@@ -54,14 +56,17 @@ def show(
     answer = asyncio.run(_ask(settings, prices.load(settings), components))
     if not isinstance(answer, Quote):
         raise RefusedError(answer.reason)
+    pays = payer(settings, components[0].account)
     if json:
-        output.objects([answer])
+        output.objects([{**msgspec.structs.asdict(answer), "payer": pays}])
         return
     for component in answer.components:
         _describe(component)
     print(f"may cost at most {format_su(answer.amount_micro_su)} SU")
     if answer.at_once_micro_su != answer.amount_micro_su:
         print(f"of that at the same time {format_su(answer.at_once_micro_su)} SU")
+    if told := pays and pays.told(answer.amount_micro_su):
+        print(told)
 
 
 async def _ask(settings: Config, book: PriceBook, components: tuple[Request, ...]) -> Quote | NoBound | NoPrice:

@@ -41,7 +41,7 @@ def headline(report: Report) -> str:
 def figures(report: Report) -> Iterator[Figure]:
     """Yield what was measured; what was not is left out."""
     several = len(report.nodes) > 1
-    cpus = f"{report.cpus} CPUs" if report.cpus else "CPUs"
+    cpus = _count(report.cpus, "CPU") if report.cpus else "CPUs"
     if report.cpu_s is not None:
         yield Figure("CPU", report.cpu_part, f"{duration(report.cpu_s)} of CPU time on {cpus}")
     if report.memory_peak_bytes is not None:

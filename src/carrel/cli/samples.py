@@ -52,7 +52,8 @@ def find(settings: Config, name: str) -> Found:
         owner = _owner(settings, job_id)
         if owner and os.geteuid() != 0 and owner != _me():
             readers = settings.metrics.readers
-            who = f"{owner}, root and the group {readers}" if readers else f"{owner} and root"
+            names = list(dict.fromkeys((owner, "root", *([f"the group {readers}"] if readers else []))))
+            who = " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
             raise RefusedError(f"job {name} is {owner}'s: only {who} may read its samples (metrics.readers)") from None
         raise
 

@@ -5,6 +5,7 @@ import signal
 import subprocess  # the command gets our own terminal, which carrel.process would not give it
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,9 @@ Bank = Annotated[
 ]
 Proctrack = Annotated[Literal["linuxproc", "cgroup"], Parameter(help="cgroup: jobs are confined too. Needs root.")]
 Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print JSON: one object.")]
+Settings = Annotated[
+    Path | None, Parameter(name="--settings", help="TOML that goes over the sandbox's carrel.toml, key by key.")
+]
 Guests = Annotated[bool | None, Parameter(negative="--no-guests", help="With carreld and carrelctld. Needs root.")]
 
 
@@ -53,6 +57,7 @@ def run(
     bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
+    settings: Settings = None,
 ) -> int:
     """Run a command in a fresh cluster; its exit status is the command's, and nothing is left.
 
@@ -71,6 +76,7 @@ def run(
         users=_users(),
         proctrack=proctrack,
         guests=_guests(asked=guests),
+        carrel_conf=_settings(settings),
         say=_say,
     )
     signal.signal(signal.SIGTERM, _interrupt)
@@ -97,6 +103,7 @@ def up(
     bank: Bank = False,
     proctrack: Proctrack = "linuxproc",
     guests: Guests = None,
+    settings: Settings = None,
 ) -> None:
     """Start a cluster that stays until `carrel sandbox down`."""
     box = Sandbox(
@@ -109,6 +116,7 @@ def up(
         users=_users(),
         proctrack=proctrack,
         guests=_guests(asked=guests),
+        carrel_conf=_settings(settings),
         detached=True,
         say=_say,
     )
@@ -197,6 +205,17 @@ def _guests(*, asked: bool | None) -> bool:
         _say("guests are off: carreld needs root")
         return False
     return True
+
+
+def _settings(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        text = file.read_text()
+        tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--settings {file}: {getattr(error, 'strerror', None) or error}; is it TOML?") from error
+    return text
 
 
 def _users() -> tuple[str, ...]:

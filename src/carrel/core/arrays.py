@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from carrel.config import Guests
 from carrel.core import report
 from carrel.core.report import Advice, Report
 from carrel.model.sample import JobSummary
@@ -67,10 +68,10 @@ class ArrayReport(msgspec.Struct, frozen=True, kw_only=True):
     advice: tuple[Advice, ...]
 
 
-def array_report(array_job_id: int, summaries: Sequence[JobSummary]) -> ArrayReport:
-    """Return the report of an array's tasks; there is at least one."""
+def array_report(array_job_id: int, summaries: Sequence[JobSummary], guests: Guests) -> ArrayReport:
+    """Return the report of an array's tasks; there is at least one. ``guests``: see ``report.report``."""
     tasks = sorted(summaries, key=lambda one: one.job.array_task_id or 0)
-    reports = [report.report(one) for one in tasks]
+    reports = [report.report(one, guests) for one in tasks]
     ids = [one.job.array_task_id or 0 for one in tasks]
     known_cpu = [one.cpu_s for one in reports if one.cpu_s is not None]
     job = tasks[0].job

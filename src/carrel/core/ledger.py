@@ -5,6 +5,7 @@ charges are in modules of their own; here are those of accounts, and the way to 
 """
 
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 import msgspec
@@ -231,7 +232,16 @@ def _set_cap(book: Book, command: SetCap, request: str) -> Receipt:
 
 def _check_dates(start_s: int, end_s: int | None) -> None:
     if end_s is not None and end_s <= start_s:
-        refuse("invalid", f"an allocation cannot end at {end_s}, before it starts at {start_s}; swap the dates?")
+        refuse("invalid", f"an allocation cannot end at {_day(end_s)}, before it starts at {_day(start_s)}; swap them?")
+
+
+def _day(at_s: int) -> str:
+    """Return a moment as people write it; the ledger takes later ones than a calendar has."""
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at_s)
+    except OverflowError:
+        return f"second {at_s}"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ").removesuffix("T00:00:00Z")
 
 
 def _open_allocation(book: Book, command: OpenAllocation, request: str) -> Receipt:

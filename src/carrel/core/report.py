@@ -6,10 +6,12 @@ process's peak times a number of tasks. Advice has the line to write; where no l
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
+from carrel.config import Guests
 from carrel.model.sample import JobSummary, NodeSummary
 
 SHORT_S = 30.0
@@ -73,11 +75,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_bytes: int | None
     """Of that one."""
     gpu_energy_j: float | None
+    guest_aside_bytes: int
+    """Of a node's memory, what its guests do not get: it is their emulators'. 0: there were none."""
+    guest_least_bytes: int
+    """With less memory on a node its guests would not boot. 0: there were none."""
     advice: tuple[Advice, ...]
 
 
-def report(summary: JobSummary) -> Report:
-    """Return the report of a job. Where a node was seen from outside and from inside its guest, outside counts."""
+def report(summary: JobSummary, guests: Guests) -> Report:
+    """Return the report of a job. Where a node was seen from outside and from inside its guest, outside counts.
+
+    Args:
+        summary: What was sampled.
+        guests: What the site's guests need, which a job that runs in them must be advised to ask for.
+    """
+    inside = Counter(node.node.partition(":")[0] for node in summary.nodes if node.view == "guest")
+    most = max(inside.values(), default=0)
     nodes = outer_views(summary.nodes)
     job = summary.job
     elapsed_s = max((n.last_s for n in nodes), default=0.0) - min((n.first_s for n in nodes), default=0.0)
@@ -111,6 +124,8 @@ def report(summary: JobSummary) -> Report:
         gpu_memory_peak_bytes=gpu.gpu_memory_peak_bytes if gpu else None,
         gpu_memory_bytes=gpu.gpu_memory_bytes if gpu else None,
         gpu_energy_j=_sum([node.gpu_energy_j for node in nodes if node.gpus]),
+        guest_aside_bytes=most * guests.memory_reserve_bytes,
+        guest_least_bytes=most * (guests.memory_reserve_bytes + guests.memory_min_bytes),
         advice=(),
     )
     advice = (*cpu_advice(made), *memory_advice(made), *time_advice(made), *_gpu(made), *_other(made))
@@ -205,9 +220,12 @@ def memory_advice(made: Report) -> list[Advice]:
         return [Advice(text=f"{killed} processes were killed for memory", directive=_mem(max(peak, limit) * 1.5))]
     if peak > TIGHT * limit:
         return [Advice(text=f"memory was {peak / limit:.0%} full", directive=_mem(peak * MEMORY_MARGIN))]
-    wanted = _mem(peak * MEMORY_MARGIN)
-    if peak < WASTEFUL * limit and _mem_bytes(peak * MEMORY_MARGIN) < limit:
-        return [Advice(text=f"at most {peak / limit:.0%} of the memory of a node was used", directive=wanted)]
+    # Seen from outside, a guest's memory is its emulator's: so much of it, and room for the emulator itself.
+    wanted_bytes = max(peak * MEMORY_MARGIN + made.guest_aside_bytes, made.guest_least_bytes)
+    if peak < WASTEFUL * limit and _mem_bytes(wanted_bytes) < limit:
+        return [
+            Advice(text=f"at most {peak / limit:.0%} of the memory of a node was used", directive=_mem(wanted_bytes))
+        ]
     return []
 
 

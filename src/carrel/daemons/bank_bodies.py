@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from carrel.bank.tokens import MOST_S, NOTE_MAX
 from carrel.model.access import Scope
-from carrel.model.ledger import Amount, Name, Offset, OptionalName, Positive, Reason, Signed, Units
+from carrel.model.ledger import Amount, Name, NewName, Offset, OptionalName, Positive, Reason, Signed, Units
 
 Moment = Annotated[datetime, Meta(tz=True)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
@@ -20,7 +20,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NewAccount(Body, frozen=True, kw_only=True):
-    account: Name
+    account: NewName
     parent: OptionalName = ""
     cap_micro_su: Amount | None = None
 
@@ -43,7 +43,7 @@ class Terms(Body, frozen=True, kw_only=True):
 
 
 class NewAllocation(Terms, frozen=True, kw_only=True):
-    allocation: Name
+    allocation: NewName
 
 
 class NewTerms(Terms, frozen=True, kw_only=True):

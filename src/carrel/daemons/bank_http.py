@@ -16,6 +16,7 @@ from carrel.daemons.desk import DeniedError, Desk, admins_only
 from carrel.daemons.views import ErrorView
 from carrel.errors import NotFoundError, UsageError
 from carrel.model.access import Person
+from carrel.model.ledger import Name, NewName, OptionalName, Reason
 
 Key = Annotated[
     str,
@@ -69,7 +70,27 @@ class StrictRequest(Request[Any, Any, Any]):
         try:
             return _decoder(field.annotation if field else Any).decode(await self.body())
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise UsageError(str(error).replace("`", "'").lower()) from error
+            raise UsageError(_sentence(str(error))) from error
+
+
+def _sentence(text: str) -> str:
+    """Return what is wrong with a body, for people: what a name may hold, and not the expression that says so."""
+    for kind, words in _IN_WORDS.items():
+        text = text.replace(f"`str` matching regex {_pattern(kind)!r}", words)
+    return text.replace("`", "'").lower()
+
+
+def _pattern(kind: Any) -> str:
+    (meta,) = kind.__metadata__
+    return str(meta.pattern)
+
+
+_IN_WORDS = {
+    Name: "a word of visible ASCII letters, without a space",
+    NewName: "a name of visible ASCII letters, without a space or a slash",
+    OptionalName: "a word of visible ASCII letters, without a space, or none",
+    Reason: "one line of text",
+}
 
 
 @cache

@@ -77,7 +77,8 @@ class Callers:
         self._munge_socket = munge_socket
         self._clock = clock
         self._associations: Associations | None = None
-        self._until_s = float("-inf")
+        self._asked_at_s = float("-inf")
+        self._kept_s = 0.0
         self._asking = asyncio.Lock()
 
     async def person(self, request: AnyRequest) -> Person:
@@ -91,7 +92,7 @@ class Callers:
             return await self.bearer(authorization.removeprefix(BEARER).strip())
         uid = await uid_of(request, munge_socket=self._munge_socket)
         user = name_of(uid)
-        associations = await self.associations()
+        associations = await self.associations("" if uid in self._trusted else user)
         admin = self._administers(uid, user, associations)
         return Person(user=user, writes=admin, sees_all=admin, associations=associations)
 
@@ -107,24 +108,33 @@ class Callers:
         return await self._behind(token)
 
     async def _behind(self, token: Token) -> Person:
-        associations = await self.associations()
+        associations = await self.associations(token.user)
         admin = token.scope == "admin"
         sees_all = admin or self._administers(uid_named(token.user), token.user, associations)
         return Person(user=token.user, writes=admin, sees_all=sees_all, associations=associations, token=token.name)
 
-    async def associations(self) -> Associations | None:
-        """Return what Slurm said of people within the last minute; what it said last where it does not answer."""
-        if self._clock() < self._until_s:
+    async def associations(self, user: str) -> Associations | None:
+        """Return what Slurm said of people within the last minute; what it said last where it does not answer.
+
+        A user of whom it said nothing may have got an account since: for them it is asked anew after some seconds.
+        No user: what it says of none changes what the caller may.
+        """
+        if self._clock() < self._until_s(user):
             return self._associations
         async with self._asking:
-            if self._clock() >= self._until_s:
+            if self._clock() >= self._until_s(user):
                 try:
                     self._associations = await self._bank.slurm.associations()
-                    self._until_s = self._clock() + ASSOCIATIONS_KEPT_S
+                    self._kept_s = ASSOCIATIONS_KEPT_S
                 except UnreachableError:
                     # Without it nobody is more than root and SlurmUser made them, so this is the safe side.
-                    self._until_s = self._clock() + ASSOCIATIONS_RETRY_S
+                    self._kept_s = ASSOCIATIONS_RETRY_S
+                self._asked_at_s = self._clock()
         return self._associations
+
+    def _until_s(self, user: str) -> float:
+        known = not user or self._associations is None or self._associations.knows(user)
+        return self._asked_at_s + (self._kept_s if known else min(self._kept_s, ASSOCIATIONS_RETRY_S))
 
     def _administers(self, uid: int | None, user: str, associations: Associations | None) -> bool:
         slurm_user = re.search(r"\((\d+)\)", self._bank.slurm_settings.get("SlurmUser", ""))

@@ -36,6 +36,11 @@ class Associations(msgspec.Struct, frozen=True, kw_only=True):
     """Account to those who may manage it, and so all below it."""
     administrators: frozenset[str] = frozenset()
 
+    def knows(self, user: str) -> bool:
+        """Tell whether the user may use or manage anything."""
+        listed = (*self.users.values(), *self.coordinators.values(), self.administrators)
+        return any(user in names for names in listed)
+
     def coordinates(self, user: str, account: str) -> bool:
         """Tell whether the user coordinates the account or one above it."""
         seen: set[str] = set()

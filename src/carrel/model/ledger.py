@@ -17,6 +17,8 @@ Positive = Annotated[int, Meta(ge=1, le=MOST_MICRO_SU)]
 Signed = Annotated[int, Meta(ge=-MOST_MICRO_SU, le=MOST_MICRO_SU)]
 Seconds = Annotated[int, Meta(ge=0, le=2**40)]
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[!-~]+\Z")]
+NewName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[!-.0-~]+\Z")]
+"""Of what people open: it becomes a part of an address, so it has no slash."""
 OptionalName = Annotated[str, Meta(max_length=200, pattern=r"^[!-~]*\Z")]
 Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 JobId = Annotated[int, Meta(ge=0, le=2**32)]

@@ -34,6 +34,7 @@ GOVERN_EVERY = 10
 """Samples between two looks at what sampling costs."""
 _CLOCK_STEP_US = 500_000
 _WAIT_MAX_S = 60.0
+"""Also without a job: who is not heard of for longer is taken to hang."""
 _SMOOTHING = 0.2
 
 _T = TypeVar("_T")
@@ -239,9 +240,8 @@ class Sampler:
         """Wait for a command or for the next sample."""
         with self._wake:
             if not self._commands and not self._stopping:
-                due_us = min((job.due_us for job in self._jobs.values()), default=None)
-                wait_s = None if due_us is None else min((due_us - _now_us()) / 1e6, _WAIT_MAX_S)
-                if wait_s is None or wait_s > 0:
+                wait_s = min([_WAIT_MAX_S, *((job.due_us - _now_us()) / 1e6 for job in self._jobs.values())])
+                if wait_s > 0:
                     self._wake.wait(wait_s)
             found, self._commands = self._commands, []
             return found

@@ -60,12 +60,12 @@ async def default_qos(slurm: Slurm, user: str, account: str, partitions: tuple[s
         text = await _ask(
             slurm, "sacctmgr", "-n", "-P", "show", "assoc", *where, "format=Account,Partition,DefaultQOS,QOS"
         )
-        own = await _ask(slurm, "sacctmgr", "-n", "-P", "show", "user", f"name={user}", "format=DefaultAccount")
+        own = await _default_account(slurm, user)
     except UnreachableError as error:
         if any(words in str(error) for words in _NO_ACCOUNTING):
             return ()
         raise
-    payer = account or own.strip()
+    payer = account or own
     found = set()
     for line in text.splitlines():
         who, partition, default, allowed = f"{line}|||".split("|")[:4]
@@ -73,6 +73,25 @@ async def default_qos(slurm: Slurm, user: str, account: str, partitions: tuple[s
             # Slurm takes the association's only QOS where it names no default, and "normal" where it names several.
             found.add(default or (allowed if allowed and "," not in allowed else "normal"))
     return tuple(sorted(found))
+
+
+async def default_account(slurm: Slurm, user: str) -> str:
+    """Return whom a job of this user charges that names no account; empty: there is none, or no accounting.
+
+    Raises:
+        UnreachableError: slurmdbd did not answer.
+    """
+    try:
+        return await _default_account(slurm, user)
+    except UnreachableError as error:
+        if any(words in str(error) for words in _NO_ACCOUNTING):
+            return ""
+        raise
+
+
+async def _default_account(slurm: Slurm, user: str) -> str:
+    words = ("-n", "-P", "show", "user", f"name={user}", "format=DefaultAccount")
+    return (await _ask(slurm, "sacctmgr", *words)).strip()
 
 
 def facts(partitions: str, nodes: str, settings: str) -> ClusterFacts:

@@ -22,18 +22,18 @@ n=ntasks o=output O=overcommit p=partition q=qos Q=quiet S=core-spec s=oversubsc
 w=nodelist W=wait x=exclude
 """
 _BARE = """
-contiguous exclusive get-user-env guest-root help hold ignore-pbs nice no-kill no-requeue overcommit
-oversubscribe parsable propagate quiet reboot requeue share spread-job stepmgr test-only usage use-min-nodes
-verbose version wait
+carrel-report contiguous exclusive get-user-env guest-root help hold ignore-pbs nice no-kill no-requeue overcommit
+oversubscribe parsable propagate quiet reboot requeue share spread-job stepmgr test-only usage use-min-nodes verbose
+version wait
 """
 """Without a value, or with one that only ``=`` can bring."""
 _WITH_VALUE = """
-account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment constraint container
-container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency
-distribution error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus gpus-per-node
-gpus-per-socket gpus-per-task gres gres-flags guest guest-boot-timeout guest-clone guest-driver guest-mount
-guest-per hint immediate input job-name kill-on-invalid-dep licenses mail-type mail-user mcs-label mem mem-bind
-mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu
+account acctg-freq array batch bb bbf begin chdir cloud cloud-create cloud-type cluster-constraint clusters comment
+constraint container container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot
+dependency distribution error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus
+gpus-per-node gpus-per-socket gpus-per-task gres gres-flags guest guest-boot-timeout guest-clone guest-driver
+guest-mount guest-per hint immediate input job-name kill-on-invalid-dep licenses mail-type mail-user mcs-label mem
+mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu
 ntasks-per-node ntasks-per-socket open-mode output partition power prefer priority profile qos reservation
 resv-ports segment signal sockets-per-node switches thread-spec threads-per-core time time-min tmp tres-bind
 tres-per-task uid wait-all-nodes wckey wrap
@@ -65,6 +65,8 @@ _VARIABLES = {
     "SBATCH_THREADS_PER_CORE": "threads-per-core",
     "SBATCH_TIMELIMIT": "time",
 }
+_OF_GUESTS = {"CARREL_GUEST": "guest", "CARREL_GUEST_PER": "guest-per"}
+"""Stand in for absent options: Carrel's plug-in reads them when all others were."""
 _WHOLE_NODES = ("core-spec", "thread-spec", "gpus-per-socket")
 _WHOLE_CPUS = ("extra-node-info", "sockets-per-node", "cores-per-socket", "ntasks-per-socket")
 _INHERITED = ("account", "time", "qos")
@@ -92,7 +94,7 @@ def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) 
     Args:
         words: The command line without ``sbatch``.
         script: The text of the file that ``script_of`` named.
-        environment: Its ``SBATCH_*`` variables count.
+        environment: Its ``SBATCH_*`` variables count, and those that stand in for the options of guests.
 
     Raises:
         UsageError: an option is unknown, or a value is not what sbatch takes.
@@ -100,6 +102,7 @@ def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) 
     parts, _ = _split(words)
     sections = [dict[str, str]()] if "wrap" in parts[0] else _sections(script)
     variables = {name: environment[key] for key, name in _VARIABLES.items() if key in environment}
+    guests = {name: environment[key] for key, name in _OF_GUESTS.items() if environment.get(key)}
     components: list[Request] = []
     first: Options = {}
     for at in range(max(len(parts), len(sections))):
@@ -111,7 +114,7 @@ def parse(words: Sequence[str], *, script: str, environment: Mapping[str, str]) 
             options = {name: first[name] for name in _INHERITED if name in first} | options
         else:
             first = options
-        components.append(_request(options))
+        components.append(_request(guests | options))
     if len(components) > 1 and any(each.array_tasks > 1 for each in components):
         raise UsageError("--array: sbatch takes no array of heterogeneous jobs")
     return tuple(components)
@@ -287,7 +290,7 @@ def _request(options: Options) -> Request:
         whole_cpus=_whole_cpus(options),
         array_tasks=tasks,
         array_at_once=at_once,
-        guest=bool(options.get("guest")),
+        guest=any(options.get(name) for name in ("guest", "cloud", "cloud-type")),
         guest_per_task=options.get("guest-per") == "task",
     )
 

@@ -34,10 +34,10 @@ class UsageBank:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
-    def config(self, *, prices: str = "main = 1.0", token: str = TOKEN) -> str:
-        """Return a ``bank-config.toml`` that names it."""
+    def config(self, *, prices: str = "main = 1.0", token: str = TOKEN, off: str = "") -> str:
+        """Return a ``bank-config.toml`` that names it; ``off``: the switch that is not on."""
         switches = ("enable_job_submit_plugin", "enable_spank_plugin", "enable_job_complete_plugin")
-        enabled = "\n".join(f"{name} = true" for name in switches)
+        enabled = "\n".join(f"{name} = {'false' if name == off else 'true'}" for name in switches)
         return f'[Enable]\n{enabled}\n[PartitionPrice]\n{prices}\n[API]\nurl = "{self.url}"\ntoken = "{token}"\n'
 
     def close(self) -> None:
