@@ -126,6 +126,13 @@ def test_a_job_that_can_have_no_guest_is_cancelled_with_a_sentence(
     assert sentence in box.run(["carrel", "job", "show", str(job_id)]).stdout
 
 
+@pytest.mark.parametrize("command", ["srun", "salloc"])
+def test_who_waits_at_a_terminal_reads_there_why_there_is_no_guest(box: Sandbox, user: User, command: str) -> None:
+    done = box.run([command, *OPTIONS, "--cpus-per-task=40", "true"], user=user.name)
+    assert done.returncode != 0
+    assert f"{command}: carrel: cancelled: 40 CPUs and 320 MiB fit no host" in done.stderr
+
+
 def test_a_job_whose_guest_fails_each_time_is_held_with_the_reason_after_some_attempts(
     box: Sandbox, user: User
 ) -> None:
