@@ -112,6 +112,10 @@ class GuestNodes(Section, frozen=True):
     remote: dict[str, str] = {}
     """Hosts that carry no carreld, by the driver that makes guests there: ``vsphere = "esx-[1-8]"``. Their guests run
     a slurmd inside; carrelctld speaks for these hosts."""
+    host_cpus: int = 0
+    """CPUs that each host's carreld says it has for guests; 0: all that its machine has."""
+    host_memory_mib: int = 0
+    """Memory likewise, in MiB."""
     partition: str = "guests"
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
     configuring_max_s: float = 30.0

@@ -1,10 +1,12 @@
 """Guests that are Slurm nodes, on hosts that Slurm does not schedule: real Slurm, real guests."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,19 @@ def test_a_job_gets_a_guest_that_is_its_own_node_and_both_are_gone_afterwards(bo
     assert name in box.facts().pool
     assert who == user.name
     assert "carrel" in kernel, "the task ran on the host"
+
+
+def test_a_host_that_is_asked_anew_has_what_it_had(box: Sandbox) -> None:
+    def hosts() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in box.run(["carrel", "host", "list", "--json"]).stdout.splitlines()]
+
+    def sizes() -> list[tuple[str, int, int]]:
+        return [(host["name"], host["cpus"], host["memory_bytes"]) for host in hosts()]
+
+    wait_for(lambda: {host["state"] for host in hosts()} == {"up"})  # all have reported
+    assert sizes() == [(host, 4, 8000 * 2**20) for host in box.facts().hosts]
+    assert box.run(["carrel", "host", "refresh"]).returncode == 0
+    assert sizes() == [(host, 4, 8000 * 2**20) for host in box.facts().hosts]
 
 
 def test_a_batch_script_runs_in_the_guest_too(box: Sandbox, user: User) -> None:
