@@ -100,6 +100,11 @@ def test_a_guests_logs_are_its_users_to_read_when_it_is_gone(box: Sandbox, user:
         assert [float(times[phase]) for phase in way] == sorted(float(times[phase]) for phase in way)
     assert "guest-ready: " in found["spawn.log"].read_text()
     assert "slurmd version" in found["slurmd.log"].read_text()
+    assert any(
+        line.startswith("guest-gone") and line.endswith(f"its logs are in {found['timings'].parent} on {host}")
+        for line in events(box, job_id)
+        for host in box.facts().hosts
+    )
     for path in found.values():
         assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (user.uid, 0o400)
 
