@@ -12,7 +12,7 @@ import re
 import socket
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,7 @@ from carrel import paths
 from carrel.errors import CarrelError
 from carrel.model.host import Overcommit, Policy
 
+_NO_WORD = re.compile(r"Invalid enum value (.*) - at `\$\.([\w.]+)`", re.DOTALL)
 _MEASURED = re.compile(r"_(s|ms|bytes|days|hours|cores|max|min|count)$")
 
 Percent = Meta(ge=0, le=100)
@@ -112,6 +113,10 @@ class GuestNodes(Section, frozen=True):
     remote: dict[str, str] = {}
     """Hosts that carry no carreld, by the driver that makes guests there: ``vsphere = "esx-[1-8]"``. Their guests run
     a slurmd inside; carrelctld speaks for these hosts."""
+    host_cpus: int = 0
+    """CPUs that each host's carreld says it has for guests; 0: all that its machine has."""
+    host_memory_mib: int = 0
+    """Memory likewise, in MiB."""
     partition: str = "guests"
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
     configuring_max_s: float = 30.0
@@ -438,7 +443,25 @@ def _convert(raw: dict[str, Any], struct: type[_S], *, where: str) -> _S:
     try:
         return msgspec.convert(raw, struct)
     except msgspec.ValidationError as error:
-        raise CarrelError(f"{where}: {str(error).replace('`', '')}") from error
+        raise CarrelError(f"{where}: {what_is_wrong(error, struct)}") from error
+
+
+def what_is_wrong(error: msgspec.ValidationError, struct: type[msgspec.Struct]) -> str:
+    """Return what msgspec says of a value; of a word that is none of some, which ones there are: it does not say."""
+    match = _NO_WORD.fullmatch(str(error))
+    words = _words_of(struct, match[2]) if match else ()
+    return f"{match[2]} = {match[1]}; give {', '.join(words)}" if match and words else str(error).replace("`", "")
+
+
+def _words_of(struct: type[msgspec.Struct], key: str) -> tuple[str, ...]:
+    """Return the words that may stand for a key; none where it is not one of a few."""
+    kind: Any = struct
+    for name in key.split("."):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return ()
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
+    either = [kind, *get_args(kind)]  # a word, or none
+    return tuple(str(word) for each in either if get_origin(each) is Literal for word in get_args(each))
 
 
 def _refuse_impossible(raw: dict[str, Any], *, where: str, prefix: str) -> None:

@@ -72,3 +72,28 @@ def test_a_file_that_is_not_there_is_named_and_where_to_read_on(
 ) -> None:
     assert main.run(["guest", "templates", str(tmp_path / "absent")]) == 3
     assert "absent: No such file or directory; see docs/reference/template-file.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["slurm_conf", "user_data"])
+def test_a_file_that_a_section_names_and_that_is_not_there_is_named(
+    file: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("trusted = true", f'{key} = "/no/such"'))
+    assert main.run(["guest", "templates", str(file)]) == 1
+    assert f"{file}: large.{key}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("NodeName=x", "the template of slurm.conf has no $node_line"), ("$node_line $clutser", "has $clutser; known: ")],
+)
+def test_a_slurm_conf_from_which_no_node_could_be_made_is_refused(
+    file: Path, text: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = file.with_name("slurm.conf")
+    conf.write_text(text)
+    file.write_text(FILE.replace("trusted = true", f'slurm_conf = "{conf}"'))
+    assert main.run(["guest", "templates", str(file)]) == 1
+    assert sentence in capsys.readouterr().err
+    conf.write_text("ClusterName=$cluster\n$node_line\n")
+    assert main.run(["guest", "templates", str(file)]) == 0

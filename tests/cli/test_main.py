@@ -157,3 +157,26 @@ def test_a_completion_script_knows_the_nouns(capsys: pytest.CaptureFixture[str])
     script = capsys.readouterr().out
     assert "console" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[guest_nodes]\nhosts = "h[1-"\n', "guest_nodes.hosts = 'h[1-' is no list of names like h[1-40],g7"),
+        ('[guest_nodes]\nhosts = "h[a-b]"\n', "guest_nodes.hosts = 'h[a-b]' is no list of names"),
+        ('[guest_nodes.remote]\nvsphere = "e1]"\n', "guest_nodes.remote.vsphere = 'e1]' is no list of names"),
+        ('[placement.addresses]\nstatic = ["10.0.0.9-10.0.0.1"]\n', "'10.0.0.9-10.0.0.1' is no range of addresses"),
+        ('[placement.addresses]\nstatic = ["10.0.0.1"]\nlist = "/x"\n', "static and list; leave one of them out"),
+        (
+            '[placement]\npolicy = "bestfit"\n',
+            "placement.policy = 'bestfit'; give first, random, best-fit, least-loaded",
+        ),
+    ],
+)
+def test_hosts_and_addresses_of_guests_that_are_none_are_found_before_a_job_waits_for_them(
+    text: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "carrel.toml"
+    path.write_text(text)
+    assert main.run(["config", "check", str(path)]) == 1
+    assert sentence in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Guests that are Slurm nodes, on hosts that Slurm does not schedule: real Slurm, real guests."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,19 @@ def test_a_job_gets_a_guest_that_is_its_own_node_and_both_are_gone_afterwards(bo
     assert "carrel" in kernel, "the task ran on the host"
 
 
+def test_a_host_that_is_asked_anew_has_what_it_had(box: Sandbox) -> None:
+    def hosts() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in box.run(["carrel", "host", "list", "--json"]).stdout.splitlines()]
+
+    def sizes() -> list[tuple[str, int, int]]:
+        return [(host["name"], host["cpus"], host["memory_bytes"]) for host in hosts()]
+
+    wait_for(lambda: {host["state"] for host in hosts()} == {"up"})  # all have reported
+    assert sizes() == [(host, 4, 8000 * 2**20) for host in box.facts().hosts]
+    assert box.run(["carrel", "host", "refresh"]).returncode == 0
+    assert sizes() == [(host, 4, 8000 * 2**20) for host in box.facts().hosts]
+
+
 def test_a_batch_script_runs_in_the_guest_too(box: Sandbox, user: User) -> None:
     script = "#!/bin/sh\nhostname\nsrun hostname\nexit 7\n"
     job_id, place = submit(box, script, *OPTIONS, user=user)
@@ -85,6 +100,11 @@ def test_a_guests_logs_are_its_users_to_read_when_it_is_gone(box: Sandbox, user:
         assert [float(times[phase]) for phase in way] == sorted(float(times[phase]) for phase in way)
     assert "guest-ready: " in found["spawn.log"].read_text()
     assert "slurmd version" in found["slurmd.log"].read_text()
+    assert any(
+        line.startswith("guest-gone") and line.endswith(f"its logs are in {found['timings'].parent} on {host}")
+        for line in events(box, job_id)
+        for host in box.facts().hosts
+    )
     for path in found.values():
         assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (user.uid, 0o400)
 
@@ -124,6 +144,13 @@ def test_a_job_that_can_have_no_guest_is_cancelled_with_a_sentence(
     assert sentence in of_job(box, job_id, "%k")
     assert any(line.startswith("job-cancelled") and sentence in line for line in events(box, job_id))
     assert sentence in box.run(["carrel", "job", "show", str(job_id)]).stdout
+
+
+@pytest.mark.parametrize("command", ["srun", "salloc"])
+def test_who_waits_at_a_terminal_reads_there_why_there_is_no_guest(box: Sandbox, user: User, command: str) -> None:
+    done = box.run([command, *OPTIONS, "--cpus-per-task=40", "true"], user=user.name)
+    assert done.returncode != 0
+    assert f"{command}: carrel: cancelled: 40 CPUs and 320 MiB fit no host" in done.stderr
 
 
 def test_a_job_whose_guest_fails_each_time_is_held_with_the_reason_after_some_attempts(

@@ -16,7 +16,7 @@ import pytest
 from carrel.cli import main
 from carrel.config import Controller
 from carrel.daemons import transport
-from carrel.hosts.table import HostTable
+from carrel.hosts.table import Facts, HostTable
 from carrel.model.host import Demand, Here
 from carrel.testing.daemons import ControllerProcess, a_report, wait_for
 
@@ -78,9 +78,11 @@ def test_a_host_goes_through_its_whole_life_and_the_table_returns_to_its_start(
     assert carrel("host", "query", "17", "1G") == 4
     assert capsys.readouterr().out.startswith("never: 17 CPUs and 1 GiB fit no host")
     assert carrel("host", "remove", "node-no1") == 4
-    assert "'node-no1' carries 1 guests; first: carrel host drain node-no1" in capsys.readouterr().err
+    assert "'node-no1' carries 1 guest; first: carrel host drain node-no1" in capsys.readouterr().err
     assert carrel("host", "drain", "node-no1", "--reason=new disks") == 0
     assert [(one["state"], one["reason"], one["guests"]) for one in listed(capsys)] == [("drained", "new disks", 1)]
+    assert carrel("host", "remove", "node-no1") == 4
+    assert "'node-no1' carries 1 guest; its jobs: carrel host show node-no1" in capsys.readouterr().err
     site.give_back("run")
     assert carrel("host", "undrain", "node-no1") == 0
     assert listed(capsys) == [host]
@@ -117,7 +119,10 @@ def test_guests_that_must_be_apart_are_never_placed_where_there_are_too_few_host
     assert carrel("host", "query", "1", "1G", "--guests=2", "--apart", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"answer": "here", "hosts": ["a", "b"]}
     assert carrel("host", "query", "1", "1G", "--guests=3", "--apart") == 4
-    assert "fit no 2 hosts of this site together" in capsys.readouterr().out
+    said = (
+        "never: all 2 hosts of this site together cannot carry 3 guests of 1 CPU and 1 GiB each, each on a host of its"
+    )
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_a_host_with_a_carreld_is_added_and_refreshed_from_its_reports_and_is_down_while_that_is_silent(
@@ -132,10 +137,19 @@ def test_a_host_with_a_carreld_is_added_and_refreshed_from_its_reports_and_is_do
     (host,) = listed(capsys)
     assert (host["cpus"], host["reports"]) == (6, True)
     wait_for(lambda: listed(capsys)[0]["state"] == "down", "a silent host is down")
+    assert listed(capsys)[0]["reason"].startswith("its carreld has not reported for ")
     assert carrel("host", "query", "1", "1M") == 1
     assert "1 of 1 hosts take no guests" in capsys.readouterr().out
     report(daemon, "c7", cpus=6, memory_bytes=GIB)
     assert carrel("host", "query", "1", "1M") == 0
+
+
+def test_a_host_that_never_reported_to_this_controller_is_down_and_says_so(
+    site: HostTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.put([Facts(name="h9", cpus=4, memory_bytes=GIB, reports=True)])  # as a controller before this one left it
+    (host,) = listed(capsys)
+    assert (host["state"], host["reason"]) == ("down", "its carreld has not reported since carrelctld was started")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +161,11 @@ def test_a_host_with_a_carreld_is_added_and_refreshed_from_its_reports_and_is_do
         (("refresh", "x"), 3, "no host 'x'"),
         (("add", "x", "--cpus=4"), 2, "give both --cpus and --memory"),
         (("add", "x", "--cpus=4", "--memory=lots"), 2, "'lots' is no amount of memory like 512M or 4G"),
+        (("add", "x", "--cpus=-4", "--memory=1G"), 4, "host 'x': -4 CPUs and 1 GiB carry nothing"),
+        (("add", "x", "--cpus=4", "--memory=1G", "--cpus-others=-8"), 4, "what is not for guests of jobs is below 0"),
+        (("add", "x y", "--cpus=4", "--memory=1G"), 4, "host 'x y': a host has a name without blanks and commas"),
+        (("add", "", "--cpus=4", "--memory=1G"), 4, "host '': a host has a name without blanks and commas"),
+        (("drain", "x"), 2, "parameter --reason requires an argument; see: carrel host drain --help"),
         (("query", "0", "1G"), 2, "asks for no guest"),
     ],
 )

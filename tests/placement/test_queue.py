@@ -10,6 +10,7 @@ from carrel.config import Launches, Rate
 from carrel.core.pacing import Pace
 from carrel.core.placement import Hosts
 from carrel.core.queue import Cancel, Hold, Launch, Outcome, Queue, Release, Result, Retry, Wait, Waiting
+from carrel.errors import UnreachableError
 from carrel.model.guest import Clone
 from carrel.model.host import Answer, Demand, Here, Host
 
@@ -58,6 +59,18 @@ def test_a_job_that_finds_no_room_is_passed_by_a_smaller_one_and_says_why_it_wai
     assert begun(queue, hosts) == ["small"]
     assert queue.reason("big") == "no room for 4 CPUs and 0 MiB on the hosts now"
     assert queue.reason("small") == ""
+
+
+def test_a_question_that_found_no_answer_costs_no_job_its_place() -> None:
+    queue = queue_of(job("a", since_s=1), job("b", since_s=2, image="other"))
+
+    def locked(_waiting: Waiting, _without: frozenset[str]) -> Answer:
+        raise UnreachableError("the table is locked")
+
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            list(queue.launches(0.0, locked))
+    assert begun(queue, site(9)) == ["a", "b"]
 
 
 def test_a_job_whose_patience_ended_is_not_passed_any_more() -> None:

@@ -7,7 +7,7 @@ import pytest
 from carrel.config import Launches, Rate
 from carrel.core.breaker import Breakers
 from carrel.core.pacing import Pace, backoff_s
-from carrel.core.queue import Launch, Outcome, Queue, Release, Retry, Waiting
+from carrel.core.queue import AGAIN_S, Launch, Outcome, Queue, Release, Retry, Waiting
 from carrel.model.guest import Clone
 from carrel.model.host import Answer, Demand, Here, NotNow
 
@@ -185,8 +185,19 @@ def test_a_launch_that_was_adopted_is_handed_over_when_its_job_leaves() -> None:
 def test_there_is_nothing_to_wake_for_where_nothing_was_put_off() -> None:
     queue = queue_of(job("a"), job("b"))
     assert queue.wake_s() is None
-    assert begun(queue, Site("h0", room=lambda _: False)) == []
+    assert begun(queue, Site("h0", room=lambda _: False, frees=True)) == []
     assert queue.wake_s() is None
+
+
+def test_who_waits_for_what_no_end_of_a_guest_brings_is_asked_about_again_after_a_while() -> None:
+    queue = queue_of(job("a"))
+    site = Site("h0", room=lambda _: False)  # a rack that is too hot, says the site's own command
+    assert begun(queue, site, now_s=100.0) == []
+    assert queue.wake_s() == 100.0 + AGAIN_S
+    site.room = lambda _: True
+    assert begun(queue, site, now_s=99.0 + AGAIN_S) == []
+    assert begun(queue, site, now_s=100.0 + AGAIN_S) == ["a"]
+    assert site.asked == ["a", "a"]
 
 
 def test_the_first_that_may_be_tried_again_wakes_the_queue_and_then_the_next() -> None:

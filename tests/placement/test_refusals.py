@@ -50,7 +50,7 @@ def test_guests_that_must_be_apart_wait_for_a_host_each_and_never_fit_fewer_host
         "no room for 2 guests of 1 CPU and 0 MiB each, each on a host of its own on the hosts now", frees=True
     )
     assert place(hosts, guests(3, apart=True)) == Never(
-        "3 guests of 1 CPU and 0 MiB each, each on a host of its own fit no 2 hosts of this site together; "
+        "all 2 hosts of this site together cannot carry 3 guests of 1 CPU and 0 MiB each, each on a host of its own; "
         "the largest gives a guest 4 CPUs and 0 MiB"
     )
 
@@ -126,7 +126,7 @@ def test_a_host_that_one_question_leaves_out_is_there_again_for_the_next() -> No
     )
     assert index.admit(ONE) == Here(("h0",))
     assert index.place(guests(9)) == Never(
-        "9 guests of 1 CPU and 0 MiB each fit no 2 hosts of this site together; "
+        "all 2 hosts of this site together cannot carry 9 guests of 1 CPU and 0 MiB each; "
         "the largest gives a guest 4 CPUs and 0 MiB"
     )
     assert index.place(guests(8)) == NotNow("no room for 8 guests of 1 CPU and 0 MiB each on the hosts now", frees=True)

@@ -252,6 +252,7 @@ def test_the_limits_are_those_of_the_configuration(
         (("--cpus=1,x",), 2, "--cpus '1,x': give sizes of jobs like 1,2,4"),
         (("--cpu-overcommit=0",), 2, "overcommit of 0.0"),
         (("--trace=/no/such.swf",), 1, "/no/such.swf: No such file or directory"),
+        (("--plot=/no/such/plot.svg", "--jobs=1"), 2, "/no/such/plot.svg: /no/such is no directory"),
         (("--plot=plot.png", "--jobs=1"), 2, "plot.png: only SVG is written; give a name that ends in .svg"),
     ],
 )

@@ -228,7 +228,7 @@ def test_a_drained_host_gets_no_further_guest_and_keeps_those_it_has(table: Host
 
 def test_a_host_that_carries_guests_is_not_removed(table: HostTable) -> None:
     take(table, "run", Demand(cpus=15, memory_bytes=1))
-    with pytest.raises(RefusedError, match="'h0' carries 1 guests"):
+    with pytest.raises(RefusedError, match="'h0' carries 1 guest;"):
         table.remove("h0")
     table.give_back("run")
     table.remove("h0")
@@ -242,7 +242,7 @@ def test_a_host_that_is_not_there_is_not_found(table: HostTable) -> None:
 
 
 def test_a_host_of_nothing_is_refused(table: HostTable) -> None:
-    with pytest.raises(RefusedError, match="carries nothing"):
+    with pytest.raises(RefusedError, match="carry nothing"):
         table.put([Facts(name="x", cpus=0, memory_bytes=1)])
 
 

@@ -73,7 +73,7 @@ def test_a_file_that_the_environment_names_and_that_is_missing_is_an_error(
         ("zzz = 1\n", "unknown key zzz; known: "),
         ("source = 'x'\n", "unknown key source"),
         ('[guests]\nboot_timeout_s = "long"\n', "Expected float, got str - at $.guests.boot_timeout_s"),
-        ('[guests]\nper = "node"\n', "Invalid enum value 'node' - at $.guests.per"),
+        ('[guests]\nper = "node"\n', "guests.per = 'node'; give job, task"),
         ("guests = 1\n", "Expected object, got int - at $.guests"),
         ("[guests\n", "not TOML: "),
         ("[node]\nsweep_period_s = 0\n", "node.sweep_period_s = 0: must be above 0"),

@@ -6,6 +6,7 @@ import subprocess  # a process to be killed
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from carrel.config import GuestLogs as Settings
@@ -120,6 +121,13 @@ def test_a_guests_log_is_the_same_for_each_that_follows_it(logs: GuestLogs) -> N
         log.mark("registered", now_s=now_s)
         log.mark("registered", now_s=now_s + 10)
     assert logs.timings(OF) == {"registered": 1.0}
+
+
+def test_whoever_ends_a_guest_can_say_where_its_logs_are_and_a_user_without_any_costs_no_guest(
+    logs: GuestLogs, tmp_path: Path
+) -> None:
+    assert GuestLog(logs, OF).kept_on("h1") == f"; its logs are in {tmp_path}/logs/ada/7.1731000000.0 on h1"
+    assert GuestLog(logs, msgspec.structs.replace(OF, user="../ada")).kept_on("h1") == ""
 
 
 _WRITER = """

@@ -126,6 +126,7 @@ def test_the_chosen_host_stands_in_for_its_placeholder_and_for_the_sections_own(
         ("[a]\ninherit = ['b']\n[b]\ninherit = ['a']\n", r"a inherits from b inherits from a; break the circle"),
         ("[a]\ninherit = 'b'\n[b]\n", r"a\.inherit must be a list"),
         ("[a]\ncpus = 'two'\n", r"t\.toml: a: Expected `?int"),
+        ("[a]\nclone = 'linkd'\n", r"t\.toml: a: clone = 'linkd'; give full, linked, instant"),
         ("[a]\nfolder = 'f{1:2}'\n", r"a\.folder = 'f\{1:2\}' holds a range; only host, datastore"),
         ("[a]\nhost = 'h{4:2}'\n", r"a\.host: .* a range goes up"),
         ("[a]\nhost = 'h{1:2}{1:2}'\n", r"has 2 ranges, and may have one"),

@@ -25,6 +25,13 @@ local job = { work_dir = "/", spank_job_env_size = 2, [os.getenv("FIELD")] = os.
   spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node" } }
 io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests")))
 """
+IN_PARTITION = """
+slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
+local job = { work_dir = "/", partition = os.getenv("PARTITION"), spank_job_env_size = 1,
+  spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12" } }
+assert(dofile(os.getenv("LUA")).submit(job, "guests"))
+io.write(job.priority or "its own", " ", job.admin_comment or "")
+"""
 NO_PARTITION = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { spank_job_env_size = 1, spank_job_env = { [0] = "CARREL_JOB_PER=" .. os.getenv("PER") } }
@@ -69,6 +76,15 @@ def test_what_names_nodes_that_are_there_is_refused_with_a_sentence(field: str, 
     assert said.startswith("carrel: --guest-per=node: ")
     assert option in said
     assert said.endswith("outfalse")
+
+
+def test_in_the_partition_of_guests_a_guest_is_a_node_without_a_word_and_elsewhere_it_is_none() -> None:
+    priority, comment = lua(IN_PARTITION, {"PARTITION": "guests"}).split(" ", 1)
+    wish = parsed_wish(comment)
+    assert priority == "0", "it is held until its guest is there"
+    assert wish is not None
+    assert (wish.request.image, wish.request.per) == ("debian12", "node")
+    assert lua(IN_PARTITION, {"PARTITION": "main"}) == "its own"
 
 
 def test_a_site_without_the_partition_of_guests_says_so_to_who_needs_it_and_to_nobody_else() -> None:

@@ -11,8 +11,10 @@ from cyclopts import App, Parameter
 from carrel import config, paths
 from carrel.cli import output
 from carrel.cli.guest import Json
+from carrel.core import addresses
 from carrel.daemons import transport
-from carrel.errors import NotFoundError
+from carrel.errors import CarrelError, NotFoundError
+from carrel.slurm import hostlist
 
 File = Annotated[Path | None, Parameter(help="The file; by default the one in force.")]
 
@@ -52,7 +54,28 @@ def check(file: File = None, /) -> None:
         raise NotFoundError("no configuration file, so all defaults apply; see: carrel config show")
     settings = config.load(path)
     transport.address(settings.controller.listen)
+    _check_hosts(settings)
     print(f"{path}: ok")
+
+
+def _check_hosts(settings: config.Config) -> None:
+    """Refuse names of hosts, and addresses for guests, that are none."""
+    pool = settings.placement.addresses
+    if pool.static and pool.list:
+        raise CarrelError(f"{settings.source}: placement.addresses has static and list; leave one of them out")
+    try:
+        addresses.expand(pool.static)
+    except CarrelError as error:
+        raise CarrelError(f"{settings.source}: placement.addresses.static: {error}") from error
+    mine = settings.guest_nodes
+    texts = {"hosts": mine.hosts} | {f"remote.{driver}": text for driver, text in mine.remote.items()}
+    for key, text in texts.items():
+        try:
+            names = hostlist.expand(text)
+        except ValueError:
+            names = ("[",)
+        if any("[" in name or "]" in name for name in names) or text.count("[") != text.count("]"):
+            raise CarrelError(f"{settings.source}: guest_nodes.{key} = {text!r} is no list of names like h[1-40],g7")
 
 
 def _written(settings: config.Config) -> set[str]:

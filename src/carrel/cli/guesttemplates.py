@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from carrel import config
 from carrel.cli import output
 from carrel.core import templates as core
+from carrel.core.guestconf import ClusterFacts, NodeShape, slurm_conf
 from carrel.drivers.vsphere.settings import Settings
 from carrel.errors import CarrelError, NotFoundError
 from carrel.model.template import GuestTemplate
@@ -19,6 +20,11 @@ Section = Annotated[str, Parameter(show_default=False, help="Show every key of t
 Json = Annotated[
     bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON: one object per line.")
 ]
+
+
+_A_CLUSTER = ClusterFacts(cluster="any", controller="any")
+_A_NODE = NodeShape(name="any", cpus=1, memory_mib=1)
+"""Every one has the same placeholders."""
 
 
 class TemplateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +50,8 @@ def templates(file: File = None, /, *, section: Section = "", as_json: Json = Fa
         raise NotFoundError(f"{path}: {error.strerror}; see docs/reference/template-file.md") from error
     rows = [TemplateRow(name=name, kind="section", template=one) for name, one in found.sections.items()]
     rows += [TemplateRow(name=one.name, kind="guest", template=one.template) for one in found.guests]
+    for name, template in found.sections.items():
+        _check_files(template, where=f"{path}: {name}")
     if section:
         found.section(section)
         rows = [row for row in rows if (row.name, row.kind) == (section, "section")]
@@ -53,6 +61,22 @@ def templates(file: File = None, /, *, section: Section = "", as_json: Json = Fa
         output.fields([("section", section), *_written(rows[0].template)])
     else:
         _print(path, rows)
+
+
+def _check_files(template: GuestTemplate, *, where: str) -> None:
+    """Read what guests of it are given, as carrelctld does when it makes one: an error is better known now."""
+    for key in ("slurm_conf", "user_data"):
+        if not getattr(template, key):
+            continue
+        try:
+            text = Path(getattr(template, key)).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CarrelError(f"{where}.{key}: {error}; is it there on this machine, and readable?") from error
+        if key == "slurm_conf":
+            try:
+                slurm_conf(_A_CLUSTER, _A_NODE, template=text)
+            except CarrelError as error:
+                raise CarrelError(f"{where}.{key} = {template.slurm_conf!r}: {error}") from error
 
 
 def _written(template: GuestTemplate) -> list[tuple[str, object]]:

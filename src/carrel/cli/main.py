@@ -70,7 +70,8 @@ def run(words: Sequence[str]) -> int:
     try:
         result = app(list(words), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _say(UsageError(_one_line(str(error), error.command_chain or ())))
+        command = " ".join(("carrel", *(error.command_chain or ())))
+        return _say(UsageError(_one_line(str(error), f"{command} --help")))
     except CarrelError as error:
         return _say(error)
     except KeyboardInterrupt:
@@ -119,9 +120,9 @@ def _unforeseen(error: Exception, words: Sequence[str]) -> int:
     )
 
 
-def _one_line(text: str, command: Sequence[str]) -> str:
+def _one_line(text: str, see: str) -> str:
     sentence = " ".join(text.replace('"', "'").split()).removesuffix(".")
-    return f"{sentence[:1].lower()}{sentence[1:]}; see: {' '.join(('carrel', *command, '--help'))}"
+    return f"{sentence[:1].lower()}{sentence[1:]}; see: {see}"
 
 
 def _let_go_of_stdout() -> None:

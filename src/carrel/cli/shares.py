@@ -47,11 +47,13 @@ def sparks(found: Sequence[Series]) -> None:
 
 
 def require_svg(path: Path) -> None:
-    """Raise where ``write`` would, for the name alone.
+    """Raise where ``write`` would, as far as can be told without writing.
 
     Raises:
-        UsageError: it is to be something else.
+        UsageError: it is to be something else, or somewhere where nothing is.
     """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: {path.parent} is no directory")
     if path.suffix != ".svg":
         raise UsageError(f"{path}: only SVG is written; give a name that ends in .svg")
 

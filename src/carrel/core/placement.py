@@ -196,7 +196,9 @@ class Hosts:
             largest = f"the largest gives a guest {cpus} CPUs and {in_words(memory_bytes)}"
             if demand.count == 1:
                 return Never(f"{demand} fit no host; {largest}")
-            return Never(f"{demand} fit no {len(self._hosts)} hosts of this site together; {largest}")
+            count = len(self._hosts)
+            together = f"all {count} hosts of this site together" if count > 1 else "the only host of this site"
+            return Never(f"{together} cannot carry {demand}; {largest}")
         closed = self._closed_count
         shut = f", and {closed} of {len(self._hosts)} hosts take no guests" if closed else ""
         frees = _places(self._open_kinds, demand) >= demand.count

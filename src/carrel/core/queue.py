@@ -110,6 +110,8 @@ class Cancel(msgspec.Struct, frozen=True):
 Action = Release | Wait | Retry | Hold | Cancel
 _Kind = tuple[Clone, str, Demand, str]
 _NEVER_S = float("inf")
+AGAIN_S = 15.0
+"""When a job is asked about again that waits for what no end of a guest brings: nobody tells the queue of it."""
 
 
 class Queue:
@@ -207,7 +209,11 @@ class Queue:
             if why := self._obstacle(first, now_s):
                 self._shut_line(kind, why)
                 continue
-            answer = self._ask(first, now_s, admit)
+            try:
+                answer = self._ask(first, now_s, admit)
+            except BaseException:
+                self._push(kind)  # it was not asked about
+                raise
             if isinstance(answer, NotNow):
                 self._shut_line(kind, answer.reason)
                 if answer.frees and now_s - first.since_s >= self._settings.patience_s:
@@ -276,6 +282,8 @@ class Queue:
         if isinstance(answer, NotNow) and resting:
             rest = f"{answer.reason}; {', '.join(sorted(resting))} must rest after failures"
             return msgspec.structs.replace(answer, reason=rest)
+        if isinstance(answer, NotNow) and not answer.frees:
+            self._wake_at(now_s + AGAIN_S)
         return answer
 
     def _obstacle(self, waiting: Waiting, now_s: float) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from carrel.config import what_is_wrong
 from carrel.errors import CarrelError, NotFoundError
 from carrel.model.template import GuestTemplate
 
@@ -200,7 +201,7 @@ def _template(tables: Mapping[str, Any], own: Mapping[str, Any], *, where: str, 
     try:
         template = msgspec.convert(raw, GuestTemplate)
     except msgspec.ValidationError as error:
-        raise CarrelError(f"{where}: {name}: {str(error).replace('`', '')}") from error
+        raise CarrelError(f"{where}: {name}: {what_is_wrong(error, GuestTemplate)}") from error
     _check_network(template, where=f"{where}: {name}")
     for device in template.devices:
         if not _DEVICE.fullmatch(device):

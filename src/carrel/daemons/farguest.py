@@ -124,7 +124,8 @@ class FarGuest:
             await asyncio.gather(self._making, return_exceptions=True)
         await self._deputy.destroy(self.guest_name)
         self._log.mark("destroyed")
-        self._say("guest-gone", "destroyed: its node is not wanted any more")
+        where = self._log.kept_on("carrelctld's host")
+        self._say("guest-gone", f"destroyed: its node is not wanted any more{where}")
 
     async def _make(self) -> None:
         while True:

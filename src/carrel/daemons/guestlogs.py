@@ -147,6 +147,13 @@ class GuestLog:
         self._of = of
         self._marked: set[Phase] = set()
 
+    def kept_on(self, host: str) -> str:
+        """Return where they are kept, as the end of a sentence; empty for a user of whom none are."""
+        try:
+            return f"; its logs are in {self._logs.path(self._of, 'timings').parent} on {host}"
+        except CarrelError:
+            return ""
+
     def say(self, sentence: str) -> None:
         self._try(lambda: self._logs.say(self._of, sentence))
 

@@ -275,7 +275,7 @@ class Carried(Node):
         self._note(Record(order=self.order, ended=why))
         for guest in (await self.report()).guests:
             await self.end(guest)
-            self._say("guest-gone", f"destroyed: {why}")
+            self._say_gone(why)
 
     async def unmake(self) -> None:
         """Leave nothing: steps, slurmd, guest, directory; the note of it last. What is absent already is fine."""
@@ -286,7 +286,7 @@ class Carried(Node):
         self._remove_sockets()
         for guest in (await self.report()).guests:
             await self.end(guest)
-            self._say("guest-gone", "destroyed: its node is not wanted any more")
+            self._say_gone("its node is not wanted any more")
         if ending := self._end_sampling():
             await asyncio.wait([ending])  # it reads the last totals there
         await asyncio.to_thread(cgroups.remove_guest_node, self.name)
@@ -328,6 +328,9 @@ class Carried(Node):
         draft = self._record.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode(record))
         draft.replace(self._record)
+
+    def _say_gone(self, why: str) -> None:
+        self._say("guest-gone", f"destroyed: {why}{self._log.kept_on(self.host.name)}")
 
     def _say(self, what: str, text: str) -> None:
         self._log.say(f"{what}: {text}")

@@ -151,10 +151,12 @@ class HostDesk:
     def _view(self, host: Host, places: Sequence[Place], reports: bool, silent: bool, with_places: bool) -> HostView:
         cpus_most, memory_most_bytes = self._settings.overcommit.capacity(host)
         down = silent and host.state == "up"
+        heard = host.name in self._board.nodes
+        silence = f"for {self._silent_after_s:g} s" if heard else "since carrelctld was started"
         return HostView(
             name=host.name,
             state="down" if down else host.state,
-            reason=f"its carreld has not reported for {self._silent_after_s:g} s" if down else host.reason,
+            reason=f"its carreld has not reported {silence}" if down else host.reason,
             cpus=host.cpus,
             cpus_most=cpus_most,
             cpus_used=host.cpus_used,

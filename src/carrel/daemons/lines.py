@@ -3,6 +3,7 @@
 The table remembers what was taken; the queue's own memory comes back from it, and from Slurm, after a restart.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -83,7 +84,12 @@ class Lines:
         over. The other way round it may be a run that another controller has just let through.
         """
         table = self._admission.table
-        return Taken(mark=table.mark(), rooms=tuple(table.places()), listed=frozenset(self._admission.listed_jobs()))
+        mark, rooms = table.mark(), tuple(table.places())
+        try:
+            listed = frozenset(self._admission.listed_jobs())
+        except CarrelError:  # those who need an address are told so, and nothing of it is given back meanwhile
+            listed = frozenset()
+        return Taken(mark=mark, rooms=rooms, listed=listed)
 
     def adopt(self, look: Look, places: Sequence[Place]) -> None:
         """Take over what an earlier controller let through."""
@@ -143,12 +149,21 @@ class Lines:
         name, kind = room_name(run, self._attempts[run]), self._made[run]
         answer = self._admission.take(name, waiting.demand, without=without, only=self._kinds.only(kind.driver))
         if isinstance(answer, Here) and kind.pooled:
-            if self._admission.take_addresses(name, waiting.demand.count) is None:
-                self._admission.give_back(name)
-                return NotNow("no address of the site's pool is free", frees=True)
+            if why := self._without_addresses(name, waiting.demand.count):
+                with contextlib.suppress(CarrelError):  # its room goes first, and a sweep finds the rest
+                    self._admission.give_back(name)
+                return NotNow(why, frees=not self._admission.shares_addresses)
         elif isinstance(answer, NotNow) and (why := self._kinds.why_silent(kind.driver)):
             return NotNow(f"{answer.reason}; {why}", frees=answer.frees)
         return answer
+
+    def _without_addresses(self, name: str, count: int) -> str:
+        """Take addresses for a run; return why it has none, or an empty string."""
+        try:
+            found = self._admission.take_addresses(name, count)
+        except CarrelError as error:  # of those who need none, others may go on
+            return str(error)
+        return "no address of the site's pool is free" if found is None else ""
 
     def waiting(self) -> Iterator[tuple[JobKey, str]]:
         """Yield those who wait, each with a sentence for its owner."""

@@ -136,8 +136,9 @@ class Node:
             accelerator=self._accelerator[0],
             accelerator_why=self._accelerator[1],
             faults=self._faults,
-            cpus=len(os.sched_getaffinity(0)),
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            cpus=self.config.guest_nodes.host_cpus or len(os.sched_getaffinity(0)),
+            memory_bytes=self.config.guest_nodes.host_memory_mib * 2**20
+            or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
         consoles = {name: text for name, (at_s, text) in self._last_words.items() if time.monotonic() - at_s < KEPT_S}
         consoles |= {

@@ -65,6 +65,11 @@ class Admission:
         return self.table.take(run, demand, lambda hosts: self._confirm(demand, without, here, among(hosts)))
 
     @property
+    def shares_addresses(self) -> bool:
+        """Tell whether other programs take and give back addresses too."""
+        return self._list is not None
+
+    @property
     def has_addresses(self) -> bool:
         """Tell whether the site has a pool of addresses."""
         return bool(self._list or self._settings.addresses.static)

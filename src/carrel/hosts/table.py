@@ -9,6 +9,7 @@ A place is named by its run and the number of its guest. Taken again, it is the 
 """
 
 import contextlib
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -19,11 +20,12 @@ import msgspec
 
 from carrel.core.placement import Hosts
 from carrel.errors import NotFoundError, RefusedError, UnreachableError
-from carrel.model.host import Answer, Demand, Here, Host
+from carrel.model.host import Answer, Demand, Here, Host, in_words
 
 BUSY_TIMEOUT_S = 30.0
 """How long to wait for a writer in another process; its transaction takes milliseconds."""
 
+_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]+")
 _VERSION = 1
 _TABLES = """
 CREATE TABLE host (
@@ -117,10 +119,7 @@ class HostTable:
         with self._transaction() as db:
             self._sorted = None
             for one in facts:
-                if one.cpus < 1 or one.memory_bytes < 1:
-                    raise RefusedError(
-                        f"host {one.name!r} of {one.cpus} CPUs and {one.memory_bytes} bytes carries nothing"
-                    )
+                _refuse(one)
                 row = (one.name, one.cpus, one.memory_bytes, one.cpus_others, one.memory_others_bytes, one.reports)
                 db.execute(
                     "INSERT INTO host (name, cpus, memory_bytes, cpus_others, memory_others_bytes, reports)"
@@ -142,7 +141,9 @@ class HostTable:
             self._sorted = None
             (guests,) = db.execute("SELECT count(*) FROM place WHERE host = ?", (name,)).fetchone()
             if guests:
-                raise RefusedError(f"host {name!r} carries {guests} guests; first: carrel host drain {name}")
+                drained = db.execute("SELECT 1 FROM host WHERE name = ? AND drained", (name,)).fetchone()
+                then = f"its jobs: carrel host show {name}" if drained else f"first: carrel host drain {name}"
+                raise RefusedError(f"host {name!r} carries {guests} guest{'s' if guests > 1 else ''}; {then}")
             if not db.execute("DELETE FROM host WHERE name = ?", (name,)).rowcount:
                 raise _no_host(name)
 
@@ -312,6 +313,20 @@ class HostTable:
         if version > _VERSION:
             raise UnreachableError(f"{self._path}: version {version} is of a later Carrel; this one reads {_VERSION}")
         return int(version)
+
+
+def _refuse(host: Facts) -> None:
+    if not _NAME.fullmatch(host.name):
+        raise RefusedError(f"host {host.name!r}: a host has a name without blanks and commas")
+    if host.cpus < 1 or host.memory_bytes < 1:
+        raise RefusedError(
+            f"host {host.name!r}: {host.cpus} CPUs and {in_words(host.memory_bytes)} carry nothing; "
+            f"see: carrel host add --help"
+        )
+    if host.cpus_others < 0 or host.memory_others_bytes < 0:
+        raise RefusedError(
+            f"host {host.name!r}: what is not for guests of jobs is below 0; see: carrel host add --help"
+        )
 
 
 def _hosts(db: sqlite3.Connection) -> list[Host]:

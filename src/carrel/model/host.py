@@ -100,7 +100,9 @@ def _counted(number: int, noun: str) -> str:
 def in_words(memory_bytes: int) -> str:
     """Return an amount of memory as it stands in a sentence.
 
-    >>> in_words(320 * 2**20), in_words(2**30), in_words(3 * 2**29)
-    ('320 MiB', '1 GiB', '1.5 GiB')
+    >>> in_words(320 * 2**20), in_words(3 * 2**29), in_words(5 * 2**40)
+    ('320 MiB', '1.5 GiB', '5 TiB')
     """
+    if memory_bytes >= 2**40:
+        return f"{memory_bytes / 2**40:.4g} TiB"
     return f"{memory_bytes / 2**30:.4g} GiB" if memory_bytes >= 2**30 else f"{memory_bytes // 2**20} MiB"

@@ -46,6 +46,8 @@ class PoolJob(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks of an array that Slurm keeps as this one job as long as they wait; empty: it is a job by itself."""
     at_once: int = 0
     """How many tasks of its array its owner lets run at the same time (``%``); 0: all."""
+    batch: bool = True
+    """Nobody waits for it at a terminal, in an srun or a salloc."""
     wish: Wish | None = None
     """None: nobody noted any, so the job did not come through ``job_submit.lua``."""
 

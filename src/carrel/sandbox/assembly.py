@@ -243,8 +243,10 @@ class Assembly:
         if self._spec.guests:
             for node in (*self.place.nodes, *self.place.hosts):
                 self._children.wait_ready(f"carreld@{node}", timeout_s=timeout_s)
-        if self._spec.bank:
+        # Jobs can wait for it, and what a person types first may be a question to it.
+        if self._spec.bank or (self._spec.guests and (self._spec.hosts or self._spec.detached)):
             self._children.wait_ready("carrelctld", timeout_s=timeout_s)
+        if self._spec.bank:
             deadline = time.monotonic() + timeout_s
             while not bank.ready(self.place):
                 if time.monotonic() > deadline:

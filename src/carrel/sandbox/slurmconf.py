@@ -226,7 +226,8 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
     if place.hosts:
-        ours["guest_nodes"] = {"hosts": ",".join(place.hosts)}
+        sizes: dict[str, str | float | bool] = {"host_cpus": NODE_CPUS, "host_memory_mib": place.spec.node_memory_mb}
+        ours["guest_nodes"] = {"hosts": ",".join(place.hosts), **sizes}
     if place.spec.bank:
         ours["bank"] = {
             "enabled": True,

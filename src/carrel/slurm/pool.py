@@ -24,7 +24,7 @@ from carrel.process import CommandError
 from carrel.slurm import client, hostlist
 from carrel.slurm.client import ANSWER_TIMEOUT_S, SlurmClient
 
-_FIELDS = ("tres", "Dependency", "Reservation", "Reason", "StartTime", "EligibleTime")
+_FIELDS = ("tres", "Dependency", "Reservation", "Reason", "StartTime", "EligibleTime", "BatchFlag")
 """Beside the client's own: no user writes into these either, a reservation's name must exist."""
 _KEPT_S = 5.0
 """So old may be what is known of the partition and of the limits of arrays, which people change."""
@@ -171,7 +171,12 @@ class SlurmPool:
         return ""
 
     async def tell(self, job: PoolJob, text: str) -> str:
-        """Say why the job waits, where ``squeue -o %k`` shows it; empty: no more. A comment of its owner's stays."""
+        """Say why the job waits, where ``squeue -o %k`` shows it; empty: no more. A comment of its owner's stays.
+
+        Whoever sits before its srun or salloc reads it there: a job that was cancelled is in no squeue for long.
+        """
+        if text and not job.batch:  # that command may have gone meanwhile, and then nobody is to be told
+            await self._do("notify", job.one, f"carrel: {''.join(filter(str.isprintable, text))}")
         try:
             now = await self._client.ask("squeue", "-h", "-a", "-r", "-j", job.one, "-o", "%k")
         except UnreachableError as error:
@@ -235,7 +240,7 @@ def _run_of(job: Job, words: Sequence[str]) -> Job:
 
 
 def _described(job: Job, words: Sequence[str], *, tasks: tuple[int, ...]) -> PoolJob:
-    tres, dependency, reservation, reason, start, eligible = words[: len(_FIELDS)]
+    tres, dependency, reservation, reason, start, eligible, batch = words[: len(_FIELDS)]
     asked = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
     # Not of NumNodes: of a job that waits, that is a guess from the CPUs.
     count, cpus = max(1, int(asked.get("node", "1"))), int(asked.get("cpu", "1"))
@@ -251,6 +256,7 @@ def _described(job: Job, words: Sequence[str], *, tasks: tuple[int, ...]) -> Poo
         started_s=float(start) if start.isdigit() else None,
         begins_s=float(eligible) if eligible.isdigit() else 0.0,
         tasks=tasks,
+        batch=batch != "0",
     )
 
 
