@@ -100,11 +100,11 @@ def test_a_carreld_that_is_killed_while_it_makes_a_template_leaves_no_guest_and_
         wait_for_quickly(partial(makes, node, part))
         node.box.kill(node.daemon, signal.SIGKILL)
         made = bool(node.homes())
-        wait_for(lambda: not node.makers(), 10)
+        wait_for(lambda: not node.makers())
         node.box.start(node.daemon)
         assert await_end(node.box, job_id) == "COMPLETED"
         assert re.fullmatch(r"6\..*\n", (place / "out").read_text())
-        wait_for(lambda: not node.begun(), 30)
+        wait_for(lambda: not node.begun())
         assert bool(node.homes()) == made, "what was begun is no template"
         nothing_left(node.box)
     node.template()
@@ -142,7 +142,7 @@ def test_a_job_runs_while_templates_find_no_room_and_says_so(
         assert node.became()[0] == "instant"
         node.box.down()
     finally:
-        run(["umount", where])
+        run(["umount", "--lazy", where])  # a failure before leaves it busy
 
 
 # -- another QEMU, another kernel, another image

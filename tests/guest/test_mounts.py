@@ -230,7 +230,7 @@ def test_the_working_directory_is_there_wherever_it_is(sandbox: Sandbox, user: U
     (place.mine / "run").mkdir()
     os.chown(place.mine / "run", user.uid, user.gid)
     done = sandbox.run(
-        ["srun", f"--guest={IMAGE}", "-n1", "sh", "-c", "pwd; echo made > here"],
+        ["srun", "-Q", f"--guest={IMAGE}", "-n1", "sh", "-c", "pwd; echo made > here"],
         user=user.name,
         cwd=place.mine / "run",
         timeout_s=GUEST_TIMEOUT_S,

@@ -124,8 +124,8 @@ def test_a_child_that_stays_behind_does_not_delay_the_end_and_does_not_outlive_i
 ) -> None:
     seen = outcome(sandbox, ["srun", *job, *GUEST, "bash", "-c", "sleep 600 & echo $!"])
     assert seen.status == 0
-    gone = outcome(sandbox, ["srun", *job, *GUEST, "kill", "-0", seen.stdout.strip()])
-    assert "No such process" in gone.stderr
+    ask = ["srun", *job, *GUEST, "kill", "-0", seen.stdout.strip()]
+    wait_for(lambda: "No such process" in outcome(sandbox, ask).stderr)
 
 
 def test_eight_tasks_are_labelled_as_they_are(sandbox: Sandbox) -> None:

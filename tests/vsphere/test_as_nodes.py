@@ -140,7 +140,7 @@ def carrel_conf(where: Path, port: int, certificates: Certificates) -> str:
 report_period_s = 4.0
 
 [guest_nodes]
-join_max_s = 4.0
+join_max_s = 10.0
 host_silent_s = 6.0
 hosts = ""
 remote = {{vsphere = "DC0_C0_H[0-1]"}}
@@ -206,7 +206,7 @@ def test_a_job_runs_in_a_machine_that_is_its_own_node_and_both_are_gone_afterwar
 
 
 def test_a_guest_is_listed_and_shown_as_any_other_but_for_its_console(site: Site, user: User) -> None:
-    job_id, _ = submit(site.box, "#!/bin/sh\nsleep 60\n", *OPTIONS, user=user)
+    job_id, _ = submit(site.box, "#!/bin/sh\nsleep 300\n", *OPTIONS, user=user)
     wait_for(lambda: site.of_job(job_id, "%T") == "RUNNING")
     (machine,) = site.machines()
     (guest,) = site.listed(job_id, user=user)
@@ -240,7 +240,11 @@ def test_a_job_of_several_nodes_gets_several_machines(site: Site, user: User) ->
 
 
 def test_a_burst_beyond_what_the_hosts_carry_runs_to_its_end_and_never_above_it(site: Site, user: User) -> None:
-    jobs = [submit(site.box, "#!/bin/sh\nsleep 1\n", *OPTIONS, "--guest=linked", user=user)[0] for _ in range(6)]
+    site.box.kill("carrelctld")  # they are to come at once, and an sbatch takes its time
+    try:
+        jobs = [submit(site.box, "#!/bin/sh\nsleep 1\n", *OPTIONS, "--guest=linked", user=user)[0] for _ in range(6)]
+    finally:
+        site.box.start("carrelctld")
     wait_for(lambda: any("no room for 1 CPU" in site.of_job(job_id, "%k") for job_id in jobs))
     assert {await_end(site.box, job_id) for job_id in jobs} == {"COMPLETED"}
     assert sum(site.systems.most.values()) == 2 * CPUS, "two hosts of two CPUs carry four guests of one"
@@ -269,7 +273,7 @@ def test_a_request_that_may_have_no_guest_is_cancelled_with_the_sentence_and_not
 def test_a_job_that_is_cancelled_while_its_guest_is_cloned_leaves_nothing(site: Site, user: User) -> None:
     arrived, release = Event(), Event()
     site.vcenter.once("CloneVM_Task", Hold(arrived, release))
-    job_id, _ = submit(site.box, "#!/bin/sh\nsleep 60\n", *OPTIONS, user=user)
+    job_id, _ = submit(site.box, "#!/bin/sh\nsleep 300\n", *OPTIONS, user=user)
     assert arrived.wait(WAIT_S)
     site.box.run(["scancel", str(job_id)])
     assert await_end(site.box, job_id) == "CANCELLED"
@@ -278,16 +282,15 @@ def test_a_job_that_is_cancelled_while_its_guest_is_cloned_leaves_nothing(site: 
 
 
 def test_a_guest_that_dies_is_a_node_failure_and_its_job_runs_again_in_another(site: Site, user: User) -> None:
-    script = '#!/bin/sh\n[ "$SLURM_RESTART_COUNT" ] || sleep 60\n'
+    script = '#!/bin/sh\n[ "$SLURM_RESTART_COUNT" ] || sleep 300\n'
     job_id, _ = submit(site.box, script, *OPTIONS, "--requeue", user=user)
     wait_for(lambda: site.of_job(job_id, "%T") == "RUNNING")
     (machine,) = site.machines()
     site.systems.switch_off(machine.name)
     assert await_end(site.box, job_id) == "COMPLETED"
-    told = site.events(job_id)
     why = "its guest is gone: its virtual machine is switched off"
-    assert any(line.startswith("node-down") and why in line for line in told), told
-    assert sum(line.startswith("guest-ready") for line in told) == 2
+    wait_for(lambda: any(line.startswith("node-down") and why in line for line in site.events(job_id)))
+    wait_for(lambda: sum(line.startswith("guest-ready") for line in site.events(job_id)) == 2)
 
 
 def test_a_guest_whose_slurmd_never_registers_is_given_back_and_the_job_waits_with_the_reason(
@@ -295,7 +298,7 @@ def test_a_guest_whose_slurmd_never_registers_is_given_back_and_the_job_waits_wi
 ) -> None:
     job_id, _ = submit(site.box, "#!/bin/sh\ntrue\n", *OPTIONS, "--guest=mute", user=user)
     wait_for(lambda: "no guest after 2 attempts" in site.of_job(job_id, "%k"))
-    assert "its slurmd did not come within 4 s (guest_nodes.join_max_s)" in site.of_job(job_id, "%k")
+    assert "its slurmd did not come within 10 s (guest_nodes.join_max_s)" in site.of_job(job_id, "%k")
     wait_for(lambda: not site.rooms(), WAIT_S)
     assert site.of_job(job_id, "%r") == "JobHeldAdmin"
     site.box.run(["scancel", str(job_id)])

@@ -35,6 +35,7 @@ class Node(msgspec.Struct, frozen=True):
             step = ["srun", f"--jobid={job_id}", *(words or ("true",))]
             done = self.box.run(step, user=self.user.name, timeout_s=GUEST_TIMEOUT_S)
             assert (done.returncode, done.stderr) == (0, ""), done.stderr
+            wait_for(lambda: [one["state"] for one in self.guests() if one["job_id"] == job_id] == ["ready"])
             (guest,) = (one for one in self.guests() if one["job_id"] == job_id)
         return done.stdout, guest
 
