@@ -18,7 +18,7 @@ from typing import Any
 
 from carrel import config
 from carrel.config import Config
-from carrel.daemons import maps, transport
+from carrel.daemons import maps, transport, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
@@ -26,6 +26,7 @@ from carrel.daemons.deputy import Deputy
 from carrel.daemons.hosts import HostDesk
 from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
+from carrel.daemons.unserved import Unserved
 from carrel.errors import CarrelError
 from carrel.model.guest import Guest
 from carrel.slurm.client import SlurmClient
@@ -84,6 +85,8 @@ class Controller:
             works += [
                 asyncio.create_task(each.run(self._reconciler.hosts.exchange)) for each in self._deputies.values()
             ]
+        else:
+            works.append(asyncio.create_task(Unserved(self._settings, tell=self.board.note).run()))
         if self._branch is not None:
             await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
@@ -126,6 +129,7 @@ class Controller:
             exchange=self._reconciler.hosts.exchange if self._reconciler else None,
             bank=self._branch.bank if self._branch else None,
             branch=self._branch,
+            guest_nodes=self._guest_nodes if self._reconciler else None,
         )
         return Server(
             uvicorn.Config(
@@ -137,6 +141,10 @@ class Controller:
                 timeout_graceful_shutdown=1,
             )
         )
+
+    def _guest_nodes(self) -> views.GuestNodesHealth:
+        trouble = self._reconciler.trouble if self._reconciler else ""
+        return views.GuestNodesHealth(partition=self._settings.guest_nodes.partition, trouble=trouble)
 
     async def addresses(self) -> dict[str, str]:
         """Return node name to IP address, kept for a minute; what was known last where Slurm does not answer."""

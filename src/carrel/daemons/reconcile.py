@@ -20,11 +20,12 @@ from carrel.core.guestworld import Limits, World
 from carrel.daemons.guestdeeds import Doer, Jobs
 from carrel.daemons.hostorders import HostOrders, now_s
 from carrel.daemons.kinds import Kinds, Remote
-from carrel.daemons.lines import Lines, Taken
+from carrel.daemons.lines import NAMED_MAX, Lines, Taken
 from carrel.daemons.patience import Patience
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport
+from carrel.model.job import JobKey
 from carrel.model.pool import Look
 from carrel.model.report import Event
 from carrel.slurm.pool import SlurmPool
@@ -94,6 +95,12 @@ class Reconciler:
         """As it was seen last, and what was made of it since."""
         self._began_s = math.inf
         self._swept_s = -math.inf
+        self._holds: frozenset[JobKey] = frozenset()
+        """What the last round held."""
+        self._unheld: frozenset[JobKey] = frozenset()
+        """What two rounds held one after another: Slurm did not do it."""
+        self.trouble = "slurm was not looked at yet"
+        """Why nothing is done for the jobs that wait; empty: nothing is wrong."""
 
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
@@ -106,15 +113,18 @@ class Reconciler:
             try:
                 acted, quiet = await self._once()
                 failures = 0
+                self.trouble = self._hampered()
             except UnreachableError as error:
                 if not failures:
                     _LOG.warning("guests as nodes: %s", error)
                 failures += 1
+                self.trouble = str(error)
                 acted, quiet, pause_s = False, False, LOOK_PERIOD_S
             except Exception:  # noqa: BLE001  # one odd job must not end the loop
                 _LOG.exception("guests as nodes: a round failed")
+                self.trouble = "a round failed, which is a bug of ours; carrelctld's log says where"
                 acted, quiet, pause_s = False, False, QUIET_PERIOD_S
-            if acted:
+            if acted and not self._unheld:
                 pause_s = SOON_S
                 continue  # what a deed did, the next look shows
             with contextlib.suppress(TimeoutError):
@@ -139,6 +149,8 @@ class Reconciler:
         actions = decide.plan(world)
         if not world.complete:
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
+        holds = frozenset(action.run for action in actions if isinstance(action, deeds.Hold))
+        self._holds, self._unheld = holds, holds & self._holds
         jobs = {job.key: job for job in look.jobs}
         acted = await self._doer.do(actions, jobs)
         if world.complete:
@@ -146,6 +158,18 @@ class Reconciler:
             await self._sweep(world, taken)
         self._forget(look)
         return acted, not any(job.alive for job in look.jobs) and not world.places
+
+    def _hampered(self) -> str:
+        if self._unheld:
+            job_id = min(self._unheld).job_id
+            return (
+                f"slurm does not let carrelctld hold job {job_id}; it must run as SlurmUser or root, "
+                "and its log has slurm's words"
+            )
+        if self._world is not None and not self._world.complete:
+            silent = sorted(self._kinds.hosts - self.hosts.reports().keys())
+            return f"waits for the first words of {', '.join(silent[:NAMED_MAX])}, {self._silent_s:g} s at most"
+        return ""
 
     def _world_of(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
         at_s = self._clock()
