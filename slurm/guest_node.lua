@@ -36,6 +36,7 @@ end
 
 local EMPTY = { ['""'] = true, ["''"] = true, ["{}"] = true }
 local partition, hosts = "guests", true -- the name, and whether any host is set; true, too, where nobody can tell
+local knock = "/run/carrel/knock" -- guest_nodes.knock
 
 -- Reads lines `key = value` below [guest_nodes]. What else may say the same in TOML counts as a host: only a certain no
 -- refuses a job. A file that cannot be read may be there where carrelctld runs.
@@ -44,7 +45,7 @@ local function read_settings()
 	if not file then
 		return
 	end
-	local section, named, found = "", "guests", false
+	local section, found = "", { partition = "guests", knock = "/run/carrel/knock" }
 	for line in file:lines() do
 		if line:find("[", 1, true) then
 			section = line:match("^%s*%[%s*([^%]]-)%s*%]") or section
@@ -52,15 +53,16 @@ local function read_settings()
 		if section:find("guest_nodes", 1, true) or line:find("guest_nodes", 1, true) then -- most lines are none of ours
 			local key, text = line:match("^%s*([^#=%s]+)%s*=%s*(.-)%s*$")
 			local name = (section .. "." .. (key or "")):gsub("^%.", ""):gsub("[\"'%s]", "")
-			if name == "guest_nodes.partition" then
-				named = text:match('^"([^"]+)"') or text:match("^'([^']+)'") or named
-			elseif key and (name == "guest_nodes" or name == "guest_nodes.hosts" or name:find("^guest_nodes%.remote")) then
-				found = found or not EMPTY[text:gsub("%s*#[^\"'}]*$", ""):gsub("%s", "")]
+			local ours = name:match("^guest_nodes%.?(.*)$")
+			if key and (ours == "partition" or ours == "knock") then
+				found[ours] = text:match('^"([^"]*)"') or text:match("^'([^']*)'") or found[ours]
+			elseif key and (ours == "" or ours == "hosts" or (ours or ""):find("^remote")) then
+				found.hosts = found.hosts or not EMPTY[text:gsub("%s*#[^\"'}]*$", ""):gsub("%s", "")]
 			end
 		end
 	end
 	file:close()
-	partition, hosts = named, found
+	partition, hosts, knock = found.partition, found.hosts, found.knock
 end
 read_settings()
 
@@ -115,6 +117,10 @@ function M.submit(job, partitions)
 	job.priority = 0
 	job.shared = 65534 -- The declared size of the node is no size to be given as a whole.
 	job.admin_comment = "carrel:" .. table.concat(words, "&")
+	local heard = io.open(knock) -- where carrelctld listens, it looks at once; else at its next look
+	if heard then
+		heard:close()
+	end
 	return true
 end
 

@@ -1,5 +1,6 @@
 """What ``guest_node.lua`` reads of ``carrel.toml``, which it knows as text, and what it says of it at submission."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_a_host_that_is_set_later_is_there_for_the_next_job(tmp_path: Path) -> N
 
 def test_a_site_without_hosts_may_have_a_partition_of_that_name_for_itself(tmp_path: Path) -> None:
     assert submitted(tmp_path, "[bank]\n", per="job", PARTITION="guests") == ["true", "guests", ""]
+
+
+@pytest.mark.parametrize("kind", ["there", "absent", "a directory"])
+def test_the_lua_knocks_where_the_settings_say_and_a_job_is_taken_whatever_is_there(tmp_path: Path, kind: str) -> None:
+    knock = tmp_path / "knock"
+    if kind == "there":
+        knock.touch()
+        os.utime(knock, (1, 1))
+    elif kind == "a directory":
+        knock.mkdir()
+    text = f'[guest_nodes]\nhosts = "h1"\nknock = "{knock}"\n'
+    assert submitted(tmp_path, text)[0] == "true"
+    if kind == "there":
+        assert (knock.stat().st_mtime, knock.stat().st_size) == (1, 0), "it is read, and never written"
+    else:
+        assert knock.exists() is (kind == "a directory")
 
 
 def test_the_comment_says_for_what_a_job_waits_unless_its_owner_wrote_one(tmp_path: Path) -> None:

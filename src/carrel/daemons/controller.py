@@ -24,6 +24,7 @@ from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
 from carrel.daemons.deputy import Deputy
 from carrel.daemons.hosts import HostDesk
+from carrel.daemons.knock import Knock
 from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
 from carrel.daemons.unserved import Unserved
@@ -82,6 +83,7 @@ class Controller:
         works = [asyncio.create_task(self._keep_maps())]
         if self._reconciler:
             works.append(asyncio.create_task(self._reconciler.run()))
+            works.append(asyncio.create_task(self._hear_knocks(self._reconciler)))
             works += [
                 asyncio.create_task(each.run(self._reconciler.hosts.exchange)) for each in self._deputies.values()
             ]
@@ -159,6 +161,19 @@ class Controller:
             else:
                 self._addresses = {node: await _resolved(address) for node, address in named.items()}
         return self._addresses
+
+    async def _hear_knocks(self, reconciler: Reconciler) -> None:
+        """Have the queue looked at when somebody knocks, until cancelled."""
+        path = self._settings.guest_nodes.knock
+        knock = Knock(Path(path), reconciler.knocked)
+        try:
+            if path:
+                knock.begin()
+            await asyncio.Event().wait()
+        except OSError as error:
+            _LOG.warning("guest_nodes.knock: %s; jobs are seen at the next look", error)
+        finally:
+            knock.end()
 
     def _see(self, driver: str, guests: tuple[Guest, ...]) -> None:
         if self.board.see(driver, guests):

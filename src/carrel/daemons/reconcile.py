@@ -37,6 +37,8 @@ QUIET_PERIOD_S = 1.0
 """At most this between looks while no job waits and no guest is carried; less where a look is cheap."""
 QUIET_TIMES = 20.0
 """So many times longer than the look took: of a Slurm with few jobs a look takes 10 ms, of one with thousands 100."""
+EXPECTING_LOOKS = 2
+"""After a knock: slurmctld may take a moment until it shows the job, which has no id yet when the knock is heard."""
 SWEEP_PERIOD_S = 60.0
 
 _LOG = logging.getLogger("carrelctld")
@@ -93,6 +95,9 @@ class Reconciler:
         self._counted: set[guesthosts.Attempt] = set()
         self._world: World | None = None
         """As it was seen last, and what was made of it since."""
+        self._expecting = 0
+        """Looks that follow soon, though nothing is there to watch."""
+        self._looked_s = -math.inf
         self._began_s = math.inf
         self._swept_s = -math.inf
         self._holds: frozenset[JobKey] = frozenset()
@@ -102,6 +107,12 @@ class Reconciler:
         self.trouble = "slurm was not looked at yet"
         """Why nothing is done for the jobs that wait; empty: nothing is wrong."""
 
+    def knocked(self) -> None:
+        """Look soon, for a job may have been submitted; however many knock, looks do not follow without a pause."""
+        self._expecting = EXPECTING_LOOKS
+        loop = asyncio.get_running_loop()
+        loop.call_at(max(loop.time(), self._looked_s + SOON_S), self._due.set)
+
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
         failures = 0
@@ -109,7 +120,8 @@ class Reconciler:
         self._began_s = now_s()
         while True:
             self._due.clear()
-            began_s = now_s()
+            began_s = self._looked_s = now_s()
+            self._expecting = max(0, self._expecting - 1)
             try:
                 acted, quiet = await self._once()
                 failures = 0
@@ -129,7 +141,7 @@ class Reconciler:
                 continue  # what a deed did, the next look shows
             with contextlib.suppress(TimeoutError):
                 rest_s = min(QUIET_TIMES * (now_s() - began_s), QUIET_PERIOD_S)
-                async with asyncio.timeout(max(rest_s, SOON_S) if quiet else pause_s):
+                async with asyncio.timeout(max(rest_s, SOON_S) if quiet and not self._expecting else pause_s):
                     await self._due.wait()
             pause_s = SOON_S if self._due.is_set() else min(2 * pause_s, LOOK_PERIOD_S)
 

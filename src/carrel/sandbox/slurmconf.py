@@ -223,8 +223,9 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "placement": {"table": str(layout.hosts_table)},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
+    ours["guest_nodes"] = {"knock": f"{layout.run}/knock"}
     if place.hosts:
-        ours["guest_nodes"] = {"hosts": ",".join(place.hosts)}
+        ours["guest_nodes"]["hosts"] = ",".join(place.hosts)
     if place.spec.bank:
         ours["bank"] = {
             "enabled": True,
