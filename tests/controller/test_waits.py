@@ -70,6 +70,7 @@ def test_without_carrelctld_a_job_says_from_the_first_moment_what_it_waits_for(b
         job_id, _ = submit(box)
         assert of_job(box, job_id, "%k") == "carrel: waits for its guest, which carrelctld makes"
         assert shown(box, job_id).startswith("waits for carrelctld to make its guest: carrelctld at")
+        assert "jobs with --guest-per=node wait for carrelctld, which does not answer" in checked(box)
         own = submit(box, "--hold").job_id
         assert of_job(box, own, "%k") == "carrel: waits for its owner to release it"
         box.run(["scancel", str(own), str(job_id)])

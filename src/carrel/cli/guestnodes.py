@@ -25,9 +25,14 @@ def checks(
     """Look at all of it; nothing is said where no hosts are set and Slurm has no nodes for guests."""
     if not isinstance(slurm, CarrelError):
         yield from partition(settings)
-    if wanted(settings) and not isinstance(health, CarrelError):
-        yield from controller(settings, health)
-        yield from hosts(settings)
+    if not wanted(settings):
+        return
+    if isinstance(health, CarrelError):
+        what = "jobs with --guest-per=node wait for carrelctld, which does not answer"
+        yield problem(what, "on its host: systemctl start carrelctld")
+        return
+    yield from controller(settings, health)
+    yield from hosts(settings)
 
 
 def wanted(settings: Config) -> bool:
