@@ -1,5 +1,6 @@
 """Jobs whose guests are Slurm nodes, and nobody makes the guests: each says why it waits, or is refused."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from carrel.daemons.knock import Knock
 from carrel.daemons.unserved import WHY
 from carrel.hosts.table import HostTable
 from carrel.sandbox.cluster import Sandbox
@@ -76,6 +78,30 @@ def test_without_carrelctld_a_job_says_from_the_first_moment_what_it_waits_for(b
         box.run(["scancel", str(own), str(job_id)])
     finally:
         box.start("carrelctld")
+
+
+def test_slurmctld_knocks_for_a_job_whose_guest_is_a_node_and_for_no_other(box: Sandbox) -> None:
+    heard: list[str] = []
+
+    async def listen() -> None:
+        submitted = ""
+        knock = Knock(box.layout.run / "knock", lambda: heard.append(submitted))
+        knock.begin()
+        try:
+            for submitted in ("plain", "guest"):
+                options = OPTIONS if submitted == "guest" else ()
+                words = ["sbatch", *options, "-D/tmp", "-o/dev/null", "--begin=now+1hour", "--wrap=true"]
+                done = await asyncio.to_thread(box.run, words)
+                assert done.returncode == 0, done.stderr
+            async with asyncio.timeout(WAITS_S):
+                while not heard:  # noqa: ASYNC110  # it was opened before sbatch was answered
+                    await asyncio.sleep(0.01)
+        finally:
+            knock.end()
+
+    asyncio.run(listen())
+    box.run(["scancel", "--user=root"])
+    assert set(heard) == {"guest"}
 
 
 def test_where_no_host_is_set_a_job_is_refused_and_one_that_waits_already_is_told(box: Sandbox) -> None:

@@ -63,6 +63,8 @@ def test_a_host_that_never_spoke_is_named_and_not_waited_for_beyond_the_bound(tm
         assert await until(lambda: said(of) == f"waits for the first words of h2, {SILENT_S:g} s at most")
         assert await until(lambda: of.slurm.ended(job_id))
         assert not said(of)
+        assert of.controller is not None
+        assert of.controller.silent == ("h2",)
         absent.lose_power()
         await of.end()
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from carrel.cli import doctor, guestnodes
+from carrel.cli import api, doctor, guestnodes
 from carrel.config import Bank, Config, Controller, GuestNodes, Slurm
+from carrel.daemons.hosts import HostView
 from carrel.daemons.views import GuestNodesHealth, Health
 from carrel.errors import UnreachableError
+from carrel.model.host import HostState
 from carrel.model.sample import SamplerStatus
 
 SETTINGS = Config(slurm=Slurm(spool_dir="/var/spool/{node}/slurmd"))
@@ -118,6 +120,53 @@ def test_what_carrelctld_was_started_with_is_compared_with_the_settings(
     health = Health(version="1", started=datetime.now(UTC), nodes=1, guests=0, guest_nodes=runs)
     (found,) = guestnodes.controller(Config(guest_nodes=GuestNodes(hosts="h1")), health)
     assert (found.ok, said in found.what, "\x1b" in found.what) == (not said, True, False)
+
+
+def host(name: str, state: HostState = "up") -> HostView:
+    sizes = dict.fromkeys(
+        (
+            *("cpus", "cpus_most", "cpus_used", "cpus_others", "memory_bytes", "memory_most_bytes"),
+            *("memory_used_bytes", "memory_others_bytes", "guests"),
+        ),
+        0,
+    )
+    return HostView(name=name, state=state, reason="it is away", reports=True, places=(), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("table", "silent", "said"),
+    [
+        ((host("h1"), host("h2")), (), {"2 of 2 hosts take guests that are nodes"}),
+        (
+            (host("h1"),),
+            (),
+            {"no guest goes to h2: not in the table of hosts", "1 of 2 hosts take guests that are nodes"},
+        ),
+        ((), (), {"no guest goes to h1, h2: not in the table of hosts"}),
+        (
+            (host("h1"), host("h2"), host("c1")),
+            ("h2",),
+            {
+                "no guest goes to c1: in the table of hosts, and not named in [guest_nodes]",
+                "no guest goes to h2: not heard to ask what to carry",
+                "1 of 2 hosts take guests that are nodes",
+            },
+        ),
+        (
+            (host("h1", "down"), host("h2", "drained")),
+            ("h1",),
+            {"no guest goes to host h1: it is away"},
+        ),
+        ((host("h1", "drained"), host("h2", "drained")), (), {"no host takes guests: each is drained"}),
+    ],
+)
+def test_the_table_of_hosts_is_compared_with_the_settings_and_with_who_speaks(
+    monkeypatch: pytest.MonkeyPatch, table: tuple[HostView, ...], silent: tuple[str, ...], said: set[str]
+) -> None:
+    monkeypatch.setattr(api, "hosts", lambda _: list(table))
+    found = list(guestnodes.hosts(Config(guest_nodes=GuestNodes(hosts="h[1-2]")), silent))
+    assert {check.what for check in found} == said
+    assert all(bool(check.next) is not check.ok for check in found)
 
 
 def test_the_line_that_is_to_be_added_is_one_that_works(tmp_path: Path) -> None:

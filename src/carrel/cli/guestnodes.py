@@ -4,7 +4,7 @@ Each is right by itself and wrong beside another, so they are compared.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from carrel.cli import api, output
 from carrel.cli.check import Check, ok, problem
@@ -32,7 +32,7 @@ def checks(
         yield problem(what, "on its host: systemctl start carrelctld")
         return
     yield from controller(settings, health)
-    yield from hosts(settings)
+    yield from hosts(settings, health.guest_nodes.silent if health.guest_nodes else ())
 
 
 def wanted(settings: Config) -> bool:
@@ -85,8 +85,8 @@ def controller(settings: Config, health: views.Health) -> Iterator[Check]:
         yield ok("carrelctld looks after guests that are nodes")
 
 
-def hosts(settings: Config) -> Iterator[Check]:
-    """Compare the table of hosts with the settings."""
+def hosts(settings: Config, silent: Collection[str]) -> Iterator[Check]:
+    """Compare the table of hosts with the settings, and with who asks what to carry."""
     try:
         table = {host.name: host for host in api.hosts(settings)}
     except CarrelError as error:
@@ -103,10 +103,15 @@ def hosts(settings: Config) -> Iterator[Check]:
         if host.state == "down" and host.name in known:
             what = f"no guest goes to host {host.name}: {output.printable(host.reason)}"
             yield problem(what, f"on it: systemctl status carreld, carrel node check {host.name}")
-    up = sum(host.state == "up" and host.name in known for host in table.values())
+    mute = [host.name for host in table.values() if host.state == "up" and host.name in silent]
+    if mute:
+        what = f"no guest goes to {_names(mute)}: not heard to ask what to carry"
+        then = f"is {mute[0]} in guest_nodes.hosts of its own carrel.toml? then, on it: systemctl restart carreld"
+        yield problem(what, then)
+    up = sum(host.state == "up" and host.name in known and host.name not in silent for host in table.values())
     if up:
         yield ok(f"{up} of {len(known)} hosts take guests that are nodes")
-    elif not missing and all(host.state != "down" for host in table.values()):
+    elif table and all(host.state == "drained" for host in table.values()):
         yield problem("no host takes guests: each is drained", "carrel host undrain HOST")
 
 

@@ -131,7 +131,7 @@ class Controller:
             exchange=self._reconciler.hosts.exchange if self._reconciler else None,
             bank=self._branch.bank if self._branch else None,
             branch=self._branch,
-            guest_nodes=self._guest_nodes if self._reconciler else None,
+            guest_nodes=self._guest_nodes,
         )
         return Server(
             uvicorn.Config(
@@ -144,9 +144,11 @@ class Controller:
             )
         )
 
-    def _guest_nodes(self) -> views.GuestNodesHealth:
-        trouble = self._reconciler.trouble if self._reconciler else ""
-        return views.GuestNodesHealth(partition=self._settings.guest_nodes.partition, trouble=trouble)
+    def _guest_nodes(self) -> views.GuestNodesHealth | None:
+        if self._reconciler is None:
+            return None
+        name = self._settings.guest_nodes.partition
+        return views.GuestNodesHealth(partition=name, trouble=self._reconciler.trouble, silent=self._reconciler.silent)
 
     async def addresses(self) -> dict[str, str]:
         """Return node name to IP address, kept for a minute; what was known last where Slurm does not answer."""

@@ -171,6 +171,11 @@ class Reconciler:
         self._forget(look)
         return acted, not any(job.alive for job in look.jobs) and not world.places
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Return the hosts that should speak and were not heard lately."""
+        return tuple(sorted(self._kinds.hosts - self.hosts.reports().keys()))
+
     def _hampered(self) -> str:
         if self._unheld:
             job_id = min(self._unheld).job_id
@@ -179,8 +184,7 @@ class Reconciler:
                 "and its log has slurm's words"
             )
         if self._world is not None and not self._world.complete:
-            silent = sorted(self._kinds.hosts - self.hosts.reports().keys())
-            return f"waits for the first words of {', '.join(silent[:NAMED_MAX])}, {self._silent_s:g} s at most"
+            return f"waits for the first words of {', '.join(self.silent[:NAMED_MAX])}, {self._silent_s:g} s at most"
         return ""
 
     def _world_of(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:

@@ -129,6 +129,8 @@ class GuestNodesHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Whose jobs it looks at."""
     trouble: str
     """Why nothing is done for those that wait; empty: nothing is wrong."""
+    silent: tuple[str, ...] = ()
+    """Hosts that have not asked lately what they shall carry: none gets a guest."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
