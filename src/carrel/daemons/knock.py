@@ -59,6 +59,5 @@ class Knock:
 
     def _take(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._fd, _EVENTS_BYTES):  # those of a moment count as one
-                pass
+            os.read(self._fd, _EVENTS_BYTES)  # once: who opens it without end shall not have all of this process
         self._heard()

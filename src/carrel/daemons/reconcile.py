@@ -109,6 +109,8 @@ class Reconciler:
 
     def knocked(self) -> None:
         """Look soon, for a job may have been submitted; however many knock, looks do not follow without a pause."""
+        if self._expecting == EXPECTING_LOOKS:
+            return  # it was knocked since the last look began
         self._expecting = EXPECTING_LOOKS
         loop = asyncio.get_running_loop()
         loop.call_at(max(loop.time(), self._looked_s + SOON_S), self._due.set)
