@@ -107,7 +107,8 @@ function M.submit(job, partitions)
 	end
 	local words = { "held=" .. (job.priority == 0 and "user" or "carrel") }
 	if not given(job.comment) then -- until carrelctld has more to say, and where it never comes
-		job.comment = "carrel: waits for " .. (job.priority == 0 and "its owner to release it" or "its guest, which carrelctld makes")
+		job.comment = job.priority == 0 and "carrel: waits for its owner to release it"
+			or "carrel: waits for its guest, which carrelctld makes"
 	end
 	wish.per, wish.cwd = "node", job.work_dir
 	for name, value in pairs(wish) do
