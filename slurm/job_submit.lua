@@ -1,6 +1,5 @@
 -- Slurm's job_submit/lua, beside slurm.conf. A site with a script of its own calls the same functions from there.
 
-local PARTITION = "guests" -- guest_nodes.partition
 local parts = os.getenv("CARREL_LIBEXEC") or "/usr/libexec/carrel"
 local guest_node = dofile(parts .. "/guest_node.lua")
 local bank = dofile(parts .. "/bank.lua")
@@ -18,13 +17,13 @@ end
 
 function slurm_job_submit(job, partitions, uid)
 	return surely(function()
-		return guest_node.submit(job, PARTITION, partitions) and bank.submit(job, uid) or slurm.ERROR
+		return guest_node.submit(job, partitions) and bank.submit(job, uid) or slurm.ERROR
 	end)
 end
 
 function slurm_job_modify(change, job, _, uid)
 	return surely(function()
-		return guest_node.modify(change, job, uid, PARTITION) and bank.modify(change, job, uid) or slurm.ERROR
+		return guest_node.modify(change, job, uid) and bank.modify(change, job, uid) or slurm.ERROR
 	end)
 end
 

@@ -119,6 +119,9 @@ class GuestNodes(Section, frozen=True):
     """Memory likewise, in MiB."""
     partition: str = "guests"
     """Slurm's partition of the pool of names that such guests get; jobs in it have a guest that is a node."""
+    knock: str = "/run/carrel/knock"
+    """A file that ``job_submit.lua`` opens when it has taken such a job, so that carrelctld, on the same machine, looks
+    at once; empty, or not there: at its next look, within a second."""
     configuring_max_s: float = 30.0
     """A job that was given its nodes and does not start within this time is given back to the queue."""
     start_max_s: float = 120.0

@@ -1,11 +1,17 @@
 """What ``carrel node check`` makes of a node's sampling, of what asks the bank, and of the controller."""
 
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
-from carrel.cli import doctor
+import pytest
+
+from carrel.cli import api, doctor, guestnodes
 from carrel.config import Bank, Config, Controller, GuestNodes, Slurm
+from carrel.daemons.hosts import HostView
+from carrel.daemons.views import GuestNodesHealth, Health
 from carrel.errors import UnreachableError
+from carrel.model.host import HostState
 from carrel.model.sample import SamplerStatus
 
 SETTINGS = Config(slurm=Slurm(spool_dir="/var/spool/{node}/slurmd"))
@@ -44,19 +50,123 @@ def test_a_bank_that_nobody_asks_is_a_problem(tmp_path: Path) -> None:
     assert elsewhere.ok
 
 
-def test_hosts_of_guests_that_are_nodes_want_the_plug_in_and_the_partition(tmp_path: Path) -> None:
+def test_hosts_of_guests_that_are_nodes_want_the_plug_in(tmp_path: Path) -> None:
     slurm = Slurm(bin_dir=str(tmp_path), conf=str(tmp_path / "slurm.conf"))
     settings = Config(slurm=slurm, guest_nodes=GuestNodes(remote={"vsphere": "esx-1"}))
     (unasked,) = doctor._job_submit(settings, {"JobSubmitPlugins": "(null)"})
     assert "guest_nodes.remote set" in unasked.what
     assert unasked.next.endswith("guests-as-nodes.md")
-    scontrol = tmp_path / "scontrol"
-    for status, ok in ((1, False), (0, True)):
-        scontrol.write_text(f"#!/bin/sh\necho Partition guests not found >&2\nexit {status}\n")
-        scontrol.chmod(0o755)
-        (found,) = doctor._guest_partition(settings, {})
-        assert (found.ok, "partition guests" in found.what) == (ok, True)
-    assert not list(doctor._guest_partition(Config(slurm=slurm), {}))
+
+
+def scontrol(tmp_path: Path, *, nodes: str, states: tuple[str, ...] = ()) -> Slurm:
+    """Return a Slurm whose partition has these nodes; none of that name: it has no such partition."""
+    lines = [f"NodeName=v{at} State={state}" for at, state in enumerate(states, 1)]
+    script = f"""#!/bin/sh
+case "$*" in
+*partition*) [ -n "{nodes}" ] || exit 1; echo "PartitionName=guests Nodes={nodes} State=UP" ;;
+*) echo "{chr(10).join(lines)}" ;;
+esac
+"""
+    (tmp_path / "scontrol").write_text(script)
+    (tmp_path / "scontrol").chmod(0o755)
+    return Slurm(bin_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "states", "ok", "said"),
+    [
+        ("", (), False, "partition guests (guest_nodes.partition), whose nodes are guests, cannot be seen"),
+        ("(null)", (), False, "has no nodes: no guest gets a name"),
+        ("v[1-2]", ("IDLE+CLOUD+POWERED_DOWN", "IDLE"), False, "partition guests: v2 not State=CLOUD"),
+        (
+            "v[1-2]",
+            ("IDLE+CLOUD", "IDLE+CLOUD"),
+            True,
+            "partition guests is there for guests that are nodes, with 2 names",
+        ),
+    ],
+)
+def test_the_partition_of_guests_has_names_that_guests_can_have(
+    tmp_path: Path, nodes: str, states: tuple[str, ...], said: str, *, ok: bool
+) -> None:
+    settings = Config(slurm=scontrol(tmp_path, nodes=nodes, states=states), guest_nodes=GuestNodes(hosts="h1"))
+    (found,) = guestnodes.partition(settings)
+    assert (found.ok, said in found.what) == (ok, True)
+
+
+@pytest.mark.parametrize(("state", "found"), [("IDLE+CLOUD", [False]), ("IDLE", [])])
+def test_nodes_for_guests_without_hosts_are_a_problem_and_a_sites_own_partition_is_none(
+    tmp_path: Path, state: str, found: list[bool]
+) -> None:
+    settings = Config(slurm=scontrol(tmp_path, nodes="v1", states=(state,)))
+    assert [check.ok for check in guestnodes.checks(settings, {}, UnreachableError("nobody answers"))] == found
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (None, "settings that name no hosts"),
+        (GuestNodesHealth(partition="vms", trouble=""), "looks at partition vms, and guest_nodes.partition is guests"),
+        (
+            GuestNodesHealth(partition="guests", trouble="slurm \x1b[2J is away"),
+            "does nothing for guests that are nodes",
+        ),
+        (GuestNodesHealth(partition="guests", trouble=""), ""),
+    ],
+)
+def test_what_carrelctld_was_started_with_is_compared_with_the_settings(
+    runs: GuestNodesHealth | None, said: str
+) -> None:
+    health = Health(version="1", started=datetime.now(UTC), nodes=1, guests=0, guest_nodes=runs)
+    (found,) = guestnodes.controller(Config(guest_nodes=GuestNodes(hosts="h1")), health)
+    assert (found.ok, said in found.what, "\x1b" in found.what) == (not said, True, False)
+
+
+def host(name: str, state: HostState = "up") -> HostView:
+    sizes = dict.fromkeys(
+        (
+            *("cpus", "cpus_most", "cpus_used", "cpus_others", "memory_bytes", "memory_most_bytes"),
+            *("memory_used_bytes", "memory_others_bytes", "guests"),
+        ),
+        0,
+    )
+    return HostView(name=name, state=state, reason="it is away", reports=True, places=(), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("table", "silent", "said"),
+    [
+        ((host("h1"), host("h2")), (), {"2 of 2 hosts take guests that are nodes"}),
+        (
+            (host("h1"),),
+            (),
+            {"no guest goes to h2: not in the table of hosts", "1 of 2 hosts take guests that are nodes"},
+        ),
+        ((), (), {"no guest goes to h1, h2: not in the table of hosts"}),
+        (
+            (host("h1"), host("h2"), host("c1")),
+            ("h2",),
+            {
+                "no guest goes to c1: in the table of hosts, and not named in [guest_nodes]",
+                "no guest goes to h2: not heard to ask what to carry",
+                "1 of 2 hosts take guests that are nodes",
+            },
+        ),
+        (
+            (host("h1", "down"), host("h2", "drained")),
+            ("h1",),
+            {"no guest goes to host h1: it is away"},
+        ),
+        ((host("h1", "drained"), host("h2", "drained")), (), {"no host takes guests: each is drained"}),
+    ],
+)
+def test_the_table_of_hosts_is_compared_with_the_settings_and_with_who_speaks(
+    monkeypatch: pytest.MonkeyPatch, table: tuple[HostView, ...], silent: tuple[str, ...], said: set[str]
+) -> None:
+    monkeypatch.setattr(api, "hosts", lambda _: list(table))
+    found = list(guestnodes.hosts(Config(guest_nodes=GuestNodes(hosts="h[1-2]")), silent))
+    assert {check.what for check in found} == said
+    assert all(bool(check.next) is not check.ok for check in found)
 
 
 def test_the_line_that_is_to_be_added_is_one_that_works(tmp_path: Path) -> None:
@@ -84,6 +194,7 @@ def test_hooks_are_found_in_the_words_of_every_release(tmp_path: Path) -> None:
 
 
 def test_a_controller_that_does_not_answer_is_a_problem_and_stops_no_guest(tmp_path: Path) -> None:
-    (silent,) = doctor._controller(Config(controller=Controller(listen=f"unix:{tmp_path}/none.sock")))
+    settings = Config(controller=Controller(listen=f"unix:{tmp_path}/none.sock"))
+    (silent,) = doctor._controller(settings, doctor._health(settings))
     assert not silent.ok
     assert "guests run all the same" in silent.what

@@ -91,6 +91,21 @@ def test_a_job_that_begins_now_does_not_wait() -> None:
     assert kinds(world(job(begins_s=NOW_S))) == ["FindRoom"]
 
 
+def test_a_job_of_more_nodes_than_there_are_names_is_cancelled_and_takes_no_room() -> None:
+    (cancelled,) = decide.plan(world(job(nodes=4)))
+    assert isinstance(cancelled, deeds.Cancel)
+    assert cancelled.reason == "4 nodes are more than the 3 names that this cluster has for guests; ask for fewer"
+    assert kinds(world(job(nodes=3))) == ["FindRoom"]
+
+
+def test_while_there_is_no_name_at_all_a_job_waits_and_is_told() -> None:
+    of = world(job())
+    nothing = msgspec.structs.replace(of, look=msgspec.structs.replace(of.look, nodes={}))
+    (told,) = decide.plan(nothing)
+    assert isinstance(told, deeds.Tell)
+    assert "adds their names to slurm.conf" in told.reason
+
+
 def test_with_room_names_at_rest_are_assigned_and_no_name_twice() -> None:
     other = JobKey(cluster="k", job_id=8, submit_s=100)
     jobs = (job(nodes=2), job(key=other))

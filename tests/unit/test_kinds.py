@@ -76,3 +76,9 @@ def test_hosts_of_a_driver_that_cannot_tell_are_silent_at_once() -> None:
 def test_where_all_hosts_have_a_carreld_nobody_asks_which_they_are() -> None:
     plain = Kinds(Config(guest_nodes=GuestNodes(hosts="h1")), {}, has_addresses=False)
     assert plain.only(plain.driver(asks("anything"))) is None
+
+
+def test_a_driver_of_which_there_is_no_host_is_refused_and_nobody_waits_for_one() -> None:
+    with pytest.raises(RefusedError, match="no host makes guests with driver 'qemu'; known: vsphere"):
+        site(hosts="")[0].of(asks("qemu"))
+    assert site()[0].of(asks("podman")).driver == "", "its hosts know which drivers they have"

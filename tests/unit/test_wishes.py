@@ -16,14 +16,14 @@ ASK = """
 slurm = { log_user = print }
 local job = { work_dir = os.getenv("ODD"), name = os.getenv("ODD"), spank_job_env_size = 3, spank_job_env = {
   [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node", [2] = "CARREL_JOB_MOUNT=" .. os.getenv("ODD") } }
-assert(dofile(os.getenv("LUA")).submit(job, "guests"))
+assert(dofile(os.getenv("LUA")).submit(job))
 io.write(job.admin_comment)
 """
 SUBMIT = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { work_dir = "/", spank_job_env_size = 2, [os.getenv("FIELD")] = os.getenv("VALUE"),
   spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12", [1] = "CARREL_JOB_PER=node" } }
-io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests")))
+io.write(tostring(dofile(os.getenv("LUA")).submit(job)))
 """
 IN_PARTITION = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
@@ -35,18 +35,18 @@ io.write(job.priority or "its own", " ", job.admin_comment or "")
 NO_PARTITION = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { spank_job_env_size = 1, spank_job_env = { [0] = "CARREL_JOB_PER=" .. os.getenv("PER") } }
-io.write(tostring(dofile(os.getenv("LUA")).submit(job, "guests", { main = {} })))
+io.write(tostring(dofile(os.getenv("LUA")).submit(job, { main = {} })))
 """
 MODIFY = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { partition = "guests", job_id = 7 }
 local change = { [os.getenv("FIELD")] = os.getenv("VALUE") }
-io.write(tostring(dofile(os.getenv("LUA")).modify(change, job, 1001, "guests")))
+io.write(tostring(dofile(os.getenv("LUA")).modify(change, job, 1001)))
 """
 AS_SLURM_USER = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local change, job, uid = { priority = 1 }, { partition = "guests", job_id = 7 }, tonumber(os.getenv("CALLER"))
-io.write(tostring(loadstring(os.getenv("CODE"))().modify(change, job, uid, "guests")))
+io.write(tostring(loadstring(os.getenv("CODE"))().modify(change, job, uid)))
 """
 
 

@@ -123,6 +123,15 @@ def sample_every(settings: Config, job_id: int, seconds: float) -> None:
     transport.decoded(asyncio.run(transport.request(settings.controller, "POST", path, body)))
 
 
+def health(settings: Config) -> views.Health:
+    """Return how carrelctld is.
+
+    Raises:
+        UnreachableError: it does not answer.
+    """
+    return transport.converted(_controller(settings, "/v1/health"), views.Health)
+
+
 def hosts(settings: Config) -> list[HostView]:
     """Return the hosts of guests-as-nodes. Only carrelctld knows them."""
     return transport.converted(_controller(settings, "/v1/hosts"), list[HostView])

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from carrel import paths, process
-from carrel.cli import api, output
+from carrel.cli import api, guestnodes, output
+from carrel.cli.check import Check, ok, problem
 from carrel.config import Config
 from carrel.daemons import transport, views
 from carrel.errors import CarrelError
@@ -31,21 +32,12 @@ FREE_MIN_BYTES = 2 * 2**30
 _PROGRAMS = ("carrel-enter", "carrel-agent", "carrel-guard", "carrel-hook")
 _PLUGIN = "spank_carrel.so"
 _INCLUDES_MAX = 8
-_AS_NODES = "guests-as-nodes"
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at."""
-
-    ok: bool
-    what: str
-    next: str = ""
-    node: str = ""
 
 
 def examine(settings: Config, nodes: list[str]) -> list[Check]:
     """Look at what all nodes of this machine share, then at each carreld. Every check runs, whatever others found."""
     slurm = _slurm_settings(settings)
+    health = _health(settings)
     shared: tuple[Callable[[], Iterator[Check]], ...] = (
         _qemu,
         lambda: _accelerator(settings),
@@ -56,8 +48,8 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
         lambda: _plugstack(settings, slurm),
         lambda: _hooks(slurm),
         lambda: _job_submit(settings, slurm),
-        lambda: _guest_partition(settings, slurm),
-        lambda: _controller(settings),
+        lambda: guestnodes.checks(settings, slurm, health),
+        lambda: _controller(settings, health),
         lambda: _cgroups(slurm),
     )
     found = [check for look in shared for check in look()]
@@ -67,30 +59,22 @@ def examine(settings: Config, nodes: list[str]) -> list[Check]:
     return found
 
 
-def _ok(what: str) -> Check:
-    return Check(ok=True, what=what)
-
-
-def _problem(what: str, then: str) -> Check:
-    return Check(ok=False, what=what, next=then)
-
-
 def _carreld(settings: Config, node: str) -> Iterator[Check]:
     where = settings.node.path(node) / "carreld.sock"
     try:
         report = transport.converted(api.ask_node(settings, node, "status"), NodeReport, whose="carreld")
     except CarrelError as error:
-        yield _problem(
+        yield problem(
             f"node {node}: {str(error).partition(';')[0]}",
             f"systemctl start carreld; by hand, as root: carrel serve node --node {node}",
         )
         return
-    yield _ok(f"node {node}: carreld {report.facts.version} answers at {where}")
+    yield ok(f"node {node}: carreld {report.facts.version} answers at {where}")
     for fault in report.facts.faults:
         what = fault if fault.startswith(f"node {node} ") else f"node {node}: {fault}"
-        yield _problem(what.removesuffix(", see: carrel node check"), f"repair it, then: carrel node check {node}")
+        yield problem(what.removesuffix(", see: carrel node check"), f"repair it, then: carrel node check {node}")
     if report.facts.accelerator:
-        yield _ok(
+        yield ok(
             f"node {node}: guests run with {report.facts.accelerator}: {report.facts.accelerator_why}".rstrip(": ")
         )
     yield from _sampler(settings, node, report.sampler)
@@ -101,19 +85,19 @@ def _carreld(settings: Config, node: str) -> Iterator[Check]:
 def _sampler(settings: Config, node: str, status: SamplerStatus | None) -> Iterator[Check]:
     root = settings.metrics.root
     if status is None:
-        yield _ok(f"node {node}: jobs are not sampled (metrics.enabled = false)")
+        yield ok(f"node {node}: jobs are not sampled (metrics.enabled = false)")
         return
     if status.fault:
-        yield _problem(f"node {node}: {output.printable(status.fault)}", "repair it: no job waits for that")
+        yield problem(f"node {node}: {output.printable(status.fault)}", "repair it: no job waits for that")
     if status.failures:
         counts = ", ".join(f"{what} {count} times" for what, count in sorted(status.failures.items()))
         last = output.printable(status.last_failure)
-        yield _problem(
+        yield problem(
             f"node {node}: sampling failed since carreld began ({counts}); last: {last}",
             f"is there room below {root}, and may root write there? what failed is tried again by itself",
         )
     if not status.fault and not status.failures:
-        yield _ok(f"node {node}: samples {status.jobs} jobs, into {root}")
+        yield ok(f"node {node}: samples {status.jobs} jobs, into {root}")
 
 
 def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> Iterator[Check]:
@@ -123,7 +107,7 @@ def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> 
     theirs = theirs.replace("%n", node).replace("%h", host)
     ours = settings.slurm.spool_dir.replace("{node}", node)
     if theirs and Path(theirs) != Path(ours):
-        yield _problem(
+        yield problem(
             f"node {node}: slurm.spool_dir is {ours}, and Slurm's SlurmdSpoolDir {theirs}: no step is seen there",
             f'spool_dir = "{theirs.replace(node, "{node}")}" in [slurm] of carrel.toml, then restart carreld',
         )
@@ -131,47 +115,47 @@ def _spool(settings: Config, slurm: dict[str, str] | CarrelError, node: str) -> 
 
 def _sink(node: str, sink: SinkStatus) -> Iterator[Check]:
     if sink.error:
-        yield _problem(
+        yield problem(
             f"node {node}: sink {sink.name} takes nothing: {output.printable(sink.error)}",
             f"its rows wait on the node, and go when it answers; see: [sinks.{sink.name}]",
         )
     if sink.dropped or sink.series_lost:
         counts = ", ".join(f"{why} {count}" for why, count in sorted(sink.rows_dropped.items()) if count)
         lost = f"; {sink.series_lost} jobs' samples were removed by their owners" if sink.series_lost else ""
-        yield _problem(
+        yield problem(
             f"node {node}: {sink.dropped} rows were dropped and never reach sink {sink.name} ({counts}){lost}",
             "was it down for longer than metrics.spool_bytes_max and spool_age_max_s allow?",
         )
     if not sink.error and not sink.dropped and not sink.series_lost:
-        yield _ok(f"node {node}: sink {sink.name} has taken {sink.rows_written} rows")
+        yield ok(f"node {node}: sink {sink.name} has taken {sink.rows_written} rows")
 
 
 def _qemu() -> Iterator[Check]:
     for name, package in (("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")):
         path = shutil.which(name)
         if path is None:
-            yield _problem(f"{name} is not installed", f"apt-get install {package}")
+            yield problem(f"{name} is not installed", f"apt-get install {package}")
             continue
         try:
             first = process.run([path, "--version"], timeout_s=10).partition("\n")[0]
         except CarrelError as error:
-            yield _problem(str(error), f"apt-get install --reinstall {package}")
+            yield problem(str(error), f"apt-get install --reinstall {package}")
         else:
-            yield _ok(f"{path}: {first}")
+            yield ok(f"{path}: {first}")
 
 
 def _accelerator(settings: Config) -> Iterator[Check]:
     chosen = settings.guests.accelerator
     kvm = Path("/dev/kvm")
     if chosen == "tcg":
-        yield _ok("guests.accelerator = tcg: guests are emulated, by choice")
+        yield ok("guests.accelerator = tcg: guests are emulated, by choice")
     elif os.access(kvm, os.R_OK | os.W_OK):
-        yield _ok(f"guests.accelerator = {chosen}: {kvm} opens; whether a guest boots with it, carreld finds out")
+        yield ok(f"guests.accelerator = {chosen}: {kvm} opens; whether a guest boots with it, carreld finds out")
     elif chosen == "auto":
-        yield _ok(f"guests.accelerator = auto: {kvm} cannot be opened here, so guests are emulated")
+        yield ok(f"guests.accelerator = auto: {kvm} cannot be opened here, so guests are emulated")
     else:
         why = "cannot be opened by you" if kvm.exists() else "does not exist"
-        yield _problem(
+        yield problem(
             f"guests.accelerator = kvm, and {kvm} {why}",
             'modprobe kvm_intel or kvm_amd, or choose emulation: accelerator = "tcg" in [guests]',
         )
@@ -184,38 +168,38 @@ def _images(settings: Config) -> Iterator[Check]:
         free_bytes = shutil.disk_usage(store).free
     except (OSError, CarrelError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        yield _problem(f"image store {store}: {why}", "carrel image build debian12, or set images.store")
+        yield problem(f"image store {store}: {why}", "carrel image build debian12, or set images.store")
         return
     if names:
-        yield _ok(f"image store {store}: {', '.join(names)}")
+        yield ok(f"image store {store}: {', '.join(names)}")
     else:
-        yield _problem(f"image store {store} has no image", "carrel image build debian12")
+        yield problem(f"image store {store} has no image", "carrel image build debian12")
     if free_bytes < FREE_MIN_BYTES:
-        yield _problem(f"image store {store}: {output.size(free_bytes)} free", "carrel image prune")
+        yield problem(f"image store {store}: {output.size(free_bytes)} free", "carrel image prune")
     else:
-        yield _ok(f"image store {store}: {output.size(free_bytes)} free")
+        yield ok(f"image store {store}: {output.size(free_bytes)} free")
 
 
 def _guest_kernel(settings: Config) -> Iterator[Check]:
     store = settings.images.path
     found = kernels(store)
     if not found:
-        yield _problem(f"no kernel for guests in {store / 'kernels'}", "carrel image build debian12")
+        yield problem(f"no kernel for guests in {store / 'kernels'}", "carrel image build debian12")
         return
-    yield _ok(f"guests boot kernel {found[-1].name}")
+    yield ok(f"guests boot kernel {found[-1].name}")
     if any((store / "initramfs").glob("*.cpio")):
-        yield _ok(f"initramfs in {store / 'initramfs'}")
+        yield ok(f"initramfs in {store / 'initramfs'}")
     else:
-        yield _problem(f"no initramfs in {store / 'initramfs'}", "carrel image build debian12")
+        yield problem(f"no initramfs in {store / 'initramfs'}", "carrel image build debian12")
 
 
 def _programs() -> Iterator[Check]:
     where = paths.libexec()
     missing = [name for name in _PROGRAMS if not os.access(where / name, os.X_OK)]
     if missing:
-        yield _problem(f"not in {where}, or not executable: {', '.join(missing)}", "make native, or make install")
+        yield problem(f"not in {where}, or not executable: {', '.join(missing)}", "make native, or make install")
     else:
-        yield _ok(f"{where}: {', '.join(_PROGRAMS)}")
+        yield ok(f"{where}: {', '.join(_PROGRAMS)}")
 
 
 def _slurm_settings(settings: Config) -> dict[str, str] | CarrelError:
@@ -225,21 +209,28 @@ def _slurm_settings(settings: Config) -> dict[str, str] | CarrelError:
         return error
 
 
+def _health(settings: Config) -> views.Health | CarrelError:
+    try:
+        return api.health(settings)
+    except CarrelError as error:
+        return error
+
+
 def _slurm(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
     if isinstance(slurm, CarrelError):
-        yield _problem(
+        yield problem(
             str(slurm), "is slurmctld up? scontrol ping; set slurm.bin_dir and slurm.conf if they are elsewhere"
         )
         return
     try:
         release = version.installed(settings.slurm)
     except CarrelError as error:
-        yield _problem(str(error), "set slurm.bin_dir")
+        yield problem(str(error), "set slurm.bin_dir")
         return
     if release.plugins < version.OLDEST:
-        yield _problem(f"Slurm {release} is older than 22.05", "upgrade Slurm")
+        yield problem(f"Slurm {release} is older than 22.05", "upgrade Slurm")
     else:
-        yield _ok(f"Slurm {release}, cluster {slurm.get('ClusterName', '?')}")
+        yield ok(f"Slurm {release}, cluster {slurm.get('ClusterName', '?')}")
 
 
 def _plugstack(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
@@ -253,24 +244,24 @@ def _plugstack(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterato
     )
     words = next(_plugins(path), None)
     if words is None:
-        yield _problem(f"{path} loads no {_PLUGIN}", f"add this line to it: {line}")
+        yield problem(f"{path} loads no {_PLUGIN}", f"add this line to it: {line}")
         return
     loaded = Path(words[0])
     if missing := [key for key in arguments if not any(word.startswith(key) for word in words[1:])]:
-        yield _problem(f"{path} gives {loaded} no {' and no '.join(missing)}", f"make the line: {line}")
+        yield problem(f"{path} gives {loaded} no {' and no '.join(missing)}", f"make the line: {line}")
         return
     try:
         built = version.built_for(loaded)
         runs = version.installed(settings.slurm)
     except CarrelError as error:
-        yield _problem(str(error), f"make native; then in {path}: {line}")
+        yield problem(str(error), f"make native; then in {path}: {line}")
         return
     if built.plugins != runs.plugins:
-        yield _problem(
+        yield problem(
             f"{loaded} was built for Slurm {built}, and {runs} is installed", "make clean native, or make install"
         )
     else:
-        yield _ok(f"{path} loads {loaded}, built for Slurm {built}")
+        yield ok(f"{path} loads {loaded}, built for Slurm {built}")
 
 
 def _plugins(path: Path, depth: int = 0) -> Iterator[list[str]]:
@@ -297,7 +288,7 @@ def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
         given = [value for key, value in slurm.items() if key.partition("[")[0] == name and value != "(null)"]
         value = ",".join(given) or "(null)"
         if any(_calls_hook(path) for path in _scripts(value)):
-            yield _ok(f"{name} = {value} calls carrel-hook")
+            yield ok(f"{name} = {value} calls carrel-hook")
         else:
             call, ours = f"{hook} {name.lower()}", hook.with_name(name.lower())  # a checkout has no script of its own
             new = (
@@ -306,7 +297,7 @@ def _hooks(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
                 else f"{name}=SCRIPT in slurm.conf, one that runs {call}"
             )
             then = f"call {call} in it" if given else new
-            yield _problem(f"{name} = {value} does not call carrel-hook: {late}", then)
+            yield problem(f"{name} = {value} does not call carrel-hook: {late}", then)
 
 
 def _scripts(value: str) -> list[Path]:
@@ -336,64 +327,47 @@ def _job_submit(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterat
     if not wanted or isinstance(slurm, CarrelError):
         return
     plugins = slurm.get("JobSubmitPlugins", "(null)")
+    page = "bank" if settings.bank.enabled else guestnodes.PAGE
     if "lua" not in plugins.split(","):
-        yield _problem(
+        yield problem(
             f"{' and '.join(wanted)} set, and JobSubmitPlugins = {plugins}: no job is asked about",
-            f"JobSubmitPlugins=lua in slurm.conf; see docs/how-to/{'bank' if settings.bank.enabled else _AS_NODES}.md",
+            f"JobSubmitPlugins=lua in slurm.conf; see docs/how-to/{page}.md",
         )
         return
     beside = Path(settings.slurm.conf or os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
     script = beside.with_name("job_submit.lua")
     controllers = slurm.get("SlurmctldHost[0]", "").partition("(")[0]
     if controllers == socket.gethostname().partition(".")[0] and not script.exists():
-        yield _problem(f"JobSubmitPlugins = {plugins}, and no {script}", f"cp {paths.libexec() / script.name} {script}")
+        yield problem(f"JobSubmitPlugins = {plugins}, and no {script}", f"cp {paths.libexec() / script.name} {script}")
     else:
-        yield _ok(f"JobSubmitPlugins = {plugins}, for {' and '.join(wanted)}")
+        yield ok(f"JobSubmitPlugins = {plugins}, for {' and '.join(wanted)}")
 
 
-def _guest_partition(settings: Config, slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
-    name = settings.guest_nodes.partition
-    if isinstance(slurm, CarrelError) or not (settings.guest_nodes.hosts or settings.guest_nodes.remote):
-        return
-    try:
-        asyncio.run(SlurmClient(settings.slurm).ask("scontrol", "-a", "-o", "show", "partition", name))
-    except CarrelError as error:
-        yield _problem(
-            f"partition {name} (guest_nodes.partition), whose nodes are guests, cannot be seen: {error}",
-            f"its lines for slurm.conf are in docs/how-to/{_AS_NODES}.md",
-        )
-    else:
-        yield _ok(f"partition {name} is there for guests that are nodes")
-
-
-def _controller(settings: Config) -> Iterator[Check]:
+def _controller(settings: Config, health: views.Health | CarrelError) -> Iterator[Check]:
     listen = settings.controller.listen
-    try:
-        answer = asyncio.run(transport.request(settings.controller, "GET", "/v1/health"))
-        health = transport.converted(transport.decoded(answer), views.Health)
-    except CarrelError as error:
-        yield _problem(
-            f"{str(error).partition(';')[0]}: guests run all the same, the cluster does not hear of them",
+    if isinstance(health, CarrelError):
+        yield problem(
+            f"{str(health).partition(';')[0]}: guests run all the same, the cluster does not hear of them",
             "systemctl start carrelctld on its host; where that is another one: controller.listen = tcp:HOST:PORT",
         )
     else:
-        yield _ok(f"carrelctld {health.version} answers at {listen}: {health.nodes} nodes have reported")
+        yield ok(f"carrelctld {health.version} answers at {listen}: {health.nodes} nodes have reported")
 
 
 def _cgroups(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
     root = Path("/sys/fs/cgroup")
     kind = "" if isinstance(slurm, CarrelError) else slurm.get("ProctrackType", "")
     if kind == "proctrack/linuxproc":
-        yield _ok("ProctrackType = proctrack/linuxproc: it works, but Slurm does not bound a job's memory")
+        yield ok("ProctrackType = proctrack/linuxproc: it works, but Slurm does not bound a job's memory")
         return
     unified = root / "cgroup.controllers"
     try:
         have = set(unified.read_text().split()) if unified.exists() else {path.name for path in root.iterdir()}
     except OSError as error:
-        yield _problem(f"{root}: {error.strerror}", f"mount it: mount -t cgroup2 none {root}")
+        yield problem(f"{root}: {error.strerror}", f"mount it: mount -t cgroup2 none {root}")
         return
     wanted = {"memory", "cpuset"} | (set() if unified.exists() else {"freezer"})
     if missing := wanted - have:
-        yield _problem(f"cgroup controllers missing in {root}: {', '.join(sorted(missing))}", "boot with them enabled")
+        yield problem(f"cgroup controllers missing in {root}: {', '.join(sorted(missing))}", "boot with them enabled")
     else:
-        yield _ok(f"cgroup v{2 if unified.exists() else 1} with {', '.join(sorted(wanted))}")
+        yield ok(f"cgroup v{2 if unified.exists() else 1} with {', '.join(sorted(wanted))}")

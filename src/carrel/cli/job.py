@@ -13,7 +13,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from carrel import config
-from carrel.cli import api, output, samples
+from carrel.cli import api, guestnodes, output, samples
 from carrel.cli.guest import JobId, Json, Timing, describe, is_remote
 from carrel.cli.plot import plot
 from carrel.cli.report import array_lines, lines
@@ -84,8 +84,10 @@ def show(job: JobId, /, *, timing: Timing = False, json: Json = False) -> None:
         raise NotFoundError(f"slurm has no job {job}; see: carrel job list, and carrel job events {job}")
     guests = _guests(settings, job)
     view = _view(known, api.measured(settings, guests) if guests else guests)
-    if view.state in {"held", "ended"} and guests is not None:
-        view = msgspec.structs.replace(view, why=_why(api.events(settings, job)))
+    why = _why(api.events(settings, job)) if view.state in {"held", "ended"} and guests is not None else ""
+    if view.state == "held" and view.partition == settings.guest_nodes.partition:
+        why = guestnodes.why_not(settings) or why
+    view = msgspec.structs.replace(view, why=why)
     if json:
         output.objects([view])
         return

@@ -95,7 +95,7 @@ def _living(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return [Hold(job.key, waits or "its guests are not there yet")]
     if not world.complete:
         return []
-    if why := _refused(job):
+    if why := _refused(world, job):
         return [Cancel(job.key, why)]
     if refusal := next((guest for guest in world.carried(job.key).values() if guest.state == "refused"), None):
         return [Cancel(job.key, refusal.reason)]
@@ -138,12 +138,15 @@ def _recall(world: World, job: PoolJob) -> list[Action]:
     return [Recall(job.key, f"slurm did not start it within {world.limits.start_max_s:g} s: {job.reason}")]
 
 
-def _refused(job: PoolJob) -> str:
+def _refused(world: World, job: PoolJob) -> str:
     """Return why this job can never have guests, or an empty string."""
     if job.wish is None or not job.wish.request.image:
         return "it asked for no guest; say --guest=IMAGE --guest-per=node"
     if not job.memory_bytes:
         return "nobody said how much memory its guest shall have; say --mem=…"
+    names = len(world.look.nodes)
+    if names and job.nodes > names:  # none at all is no limit, but a site that is not set up yet
+        return f"{job.nodes} nodes are more than the {names} names that this cluster has for guests; ask for fewer"
     return ""
 
 
@@ -168,6 +171,8 @@ def _prepare(world: World, job: PoolJob, taken: set[str]) -> list[Action]:
         return _assign(world, job, places, taken)
     if why := world.given_up.get(job.key):
         return [Tell(job.key, why)]
+    if not world.look.nodes:
+        return [Tell(job.key, "its partition has no nodes; an administrator adds their names to slurm.conf")]
     demand = Demand(cpus=job.cpus, memory_bytes=job.memory_bytes, count=job.nodes)
     lost = [place.attempt for place in world.places if place.run == job.key]
     return [FindRoom(job.key, demand, max(lost, default=-1) + 1, "it waits for guests")]

@@ -55,6 +55,7 @@ class Service:
         exchange: Callable[[HostReport, str], Awaitable[Orders]] | None = None,
         bank: Bank | None = None,
         branch: Branch | None = None,
+        guest_nodes: Callable[[], views.GuestNodesHealth | None] = lambda: None,
     ) -> None:
         """Keep what ``create`` was given.
 
@@ -69,6 +70,7 @@ class Service:
             exchange: Takes what a host says of itself, and returns what it shall carry; None: there are no hosts.
             bank: The ledger and the prices; None: this site runs no bank.
             branch: What works on that bank: its rounds, and what they could not charge.
+            guest_nodes: Returns how it goes with guests that are nodes; None: there are no hosts.
         """
         self.name = secrets.token_hex(8)
         self.board = board
@@ -82,6 +84,7 @@ class Service:
         self.exchange = exchange
         self.bank = bank
         self.branch = branch
+        self.guest_nodes = guest_nodes
         self.started = datetime.now(UTC)
 
     async def caller(self, request: AnyRequest) -> int:
@@ -212,6 +215,7 @@ async def health(request: AnyRequest) -> views.Health:
         started=service.started,
         nodes=len(service.board.nodes),
         guests=len(service.board.guests()),
+        guest_nodes=service.guest_nodes(),
     )
 
 

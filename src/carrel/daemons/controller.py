@@ -18,14 +18,16 @@ from typing import Any
 
 from carrel import config
 from carrel.config import Config
-from carrel.daemons import maps, transport
+from carrel.daemons import maps, transport, views
 from carrel.daemons.banking import Bank
 from carrel.daemons.board import Board
 from carrel.daemons.branch import Branch
 from carrel.daemons.deputy import Deputy
 from carrel.daemons.hosts import HostDesk
+from carrel.daemons.knock import Knock
 from carrel.daemons.peers import share
 from carrel.daemons.reconcile import Reconciler
+from carrel.daemons.unserved import Unserved
 from carrel.errors import CarrelError
 from carrel.model.guest import Guest
 from carrel.slurm.client import SlurmClient
@@ -81,9 +83,12 @@ class Controller:
         works = [asyncio.create_task(self._keep_maps())]
         if self._reconciler:
             works.append(asyncio.create_task(self._reconciler.run()))
+            works.append(asyncio.create_task(self._hear_knocks(self._reconciler)))
             works += [
                 asyncio.create_task(each.run(self._reconciler.hosts.exchange)) for each in self._deputies.values()
             ]
+        else:
+            works.append(asyncio.create_task(Unserved(self._settings, tell=self.board.note).run()))
         if self._branch is not None:
             await self._branch.start(listen(transport.Address(path=self._settings.bank.socket)))
         _LOG.info("listening on %s elapsed_s=%.2f", where, time.perf_counter() - began_s)
@@ -126,6 +131,7 @@ class Controller:
             exchange=self._reconciler.hosts.exchange if self._reconciler else None,
             bank=self._branch.bank if self._branch else None,
             branch=self._branch,
+            guest_nodes=self._guest_nodes,
         )
         return Server(
             uvicorn.Config(
@@ -140,6 +146,12 @@ class Controller:
             )
         )
 
+    def _guest_nodes(self) -> views.GuestNodesHealth | None:
+        if self._reconciler is None:
+            return None
+        name = self._settings.guest_nodes.partition
+        return views.GuestNodesHealth(partition=name, trouble=self._reconciler.trouble, silent=self._reconciler.silent)
+
     async def addresses(self) -> dict[str, str]:
         """Return node name to IP address, kept for a minute; what was known last where Slurm does not answer."""
         now_s = time.monotonic()
@@ -153,6 +165,19 @@ class Controller:
             else:
                 self._addresses = {node: await _resolved(address) for node, address in named.items()}
         return self._addresses
+
+    async def _hear_knocks(self, reconciler: Reconciler) -> None:
+        """Have the queue looked at when somebody knocks, until cancelled."""
+        path = self._settings.guest_nodes.knock
+        knock = Knock(Path(path), reconciler.knocked)
+        try:
+            if path:
+                knock.begin()
+            await asyncio.Event().wait()
+        except OSError as error:
+            _LOG.warning("guest_nodes.knock: %s; jobs are seen at the next look", error)
+        finally:
+            knock.end()
 
     def _see(self, driver: str, guests: tuple[Guest, ...]) -> None:
         if self.board.see(driver, guests):

@@ -66,6 +66,9 @@ class Kinds:
         """
         asked = request.clone if request else None
         driver = self.driver(request)
+        if request and not driver and not self._own and self._remotes:
+            known = ", ".join(sorted(self._remotes))
+            raise RefusedError(f"no host makes guests with driver '{request.driver}'; known: {known}")
         if request is None or not driver:
             wish = asked or self._clone
             return Kind(driver=driver, clone="instant" if wish == "auto" else wish)

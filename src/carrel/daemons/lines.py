@@ -21,6 +21,9 @@ from carrel.model.host import Answer, Demand, Here, NotNow
 from carrel.model.job import JobKey
 from carrel.model.pool import Look, Place, PoolJob, room_name, run_of_room
 
+NAMED_MAX = 3
+"""So many hosts a sentence names."""
+
 _LOG = logging.getLogger("carrelctld")
 
 
@@ -67,6 +70,8 @@ class Lines:
         """How the guests of those are made."""
         self._begun: set[JobKey] = set()
         self._given_up: dict[JobKey, str] = {}
+        self._strangers: frozenset[str] = frozenset()
+        """Hosts of the table that the settings do not name: nobody speaks for them, and none would begin a guest."""
         self._hosts: object = None
         """What was known of hosts when room was last looked for."""
 
@@ -126,11 +131,12 @@ class Lines:
         """Take room for those whose turn it is. Blocks for transactions, or for a site's placement command."""
 
         def admit(waiting: Waiting, without: frozenset[str]) -> Answer:
-            return self._admit(waiting, without.union(silent))
+            return self._admit(waiting, without.union(silent, self._strangers))
 
         # A host that was added, or speaks again, or is drained no more, is room that nobody gave back.
         whys = tuple(self._kinds.why_silent(driver) for driver in sorted({one.driver for one in self._made.values()}))
         known = tuple((each.name, each.state, each.cpus) for each in self._admission.table.hosts())
+        self._strangers = frozenset(name for name, *_ in known) - self._kinds.hosts
         hosts = (frozenset(silent), whys, known)
         if hosts != self._hosts:
             self._hosts = hosts
@@ -153,8 +159,9 @@ class Lines:
                 with contextlib.suppress(CarrelError):  # its room goes first, and a sweep finds the rest
                     self._admission.give_back(name)
                 return NotNow(why, frees=not self._admission.shares_addresses)
-        elif isinstance(answer, NotNow) and (why := self._kinds.why_silent(kind.driver)):
-            return NotNow(f"{answer.reason}; {why}", frees=answer.frees)
+        elif isinstance(answer, NotNow):
+            whys = filter(None, (answer.reason, self._kinds.why_silent(kind.driver), self._why_strange()))
+            return NotNow("; ".join(whys), frees=answer.frees)
         return answer
 
     def _without_addresses(self, name: str, count: int) -> str:
@@ -164,6 +171,10 @@ class Lines:
         except CarrelError as error:  # of those who need none, others may go on
             return str(error)
         return "no address of the site's pool is free" if found is None else ""
+
+    def _why_strange(self) -> str:
+        names = ", ".join(sorted(self._strangers)[:NAMED_MAX])
+        return f"guest_nodes names no host {names}, which carrel host list shows" if names else ""
 
     def waiting(self) -> Iterator[tuple[JobKey, str]]:
         """Yield those who wait, each with a sentence for its owner."""

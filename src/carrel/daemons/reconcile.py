@@ -20,11 +20,12 @@ from carrel.core.guestworld import Limits, World
 from carrel.daemons.guestdeeds import Doer, Jobs
 from carrel.daemons.hostorders import HostOrders, now_s
 from carrel.daemons.kinds import Kinds, Remote
-from carrel.daemons.lines import Lines, Taken
+from carrel.daemons.lines import NAMED_MAX, Lines, Taken
 from carrel.daemons.patience import Patience
 from carrel.errors import UnreachableError
 from carrel.hosts.admission import Admission
 from carrel.model.guestnode import HostReport
+from carrel.model.job import JobKey
 from carrel.model.pool import Look
 from carrel.model.report import Event
 from carrel.slurm.pool import SlurmPool
@@ -36,6 +37,8 @@ QUIET_PERIOD_S = 1.0
 """At most this between looks while no job waits and no guest is carried; less where a look is cheap."""
 QUIET_TIMES = 20.0
 """So many times longer than the look took: of a Slurm with few jobs a look takes 10 ms, of one with thousands 100."""
+EXPECTING_LOOKS = 2
+"""After a knock: slurmctld may take a moment until it shows the job, which has no id yet when the knock is heard."""
 SWEEP_PERIOD_S = 60.0
 
 _LOG = logging.getLogger("carrelctld")
@@ -92,8 +95,25 @@ class Reconciler:
         self._counted: set[guesthosts.Attempt] = set()
         self._world: World | None = None
         """As it was seen last, and what was made of it since."""
+        self._expecting = 0
+        """Looks that follow soon, though nothing is there to watch."""
+        self._looked_s = -math.inf
         self._began_s = math.inf
         self._swept_s = -math.inf
+        self._holds: frozenset[JobKey] = frozenset()
+        """What the last round held."""
+        self._unheld: frozenset[JobKey] = frozenset()
+        """What two rounds held one after another: Slurm did not do it."""
+        self.trouble = "slurm was not looked at yet"
+        """Why nothing is done for the jobs that wait; empty: nothing is wrong."""
+
+    def knocked(self) -> None:
+        """Look soon, for a job may have been submitted; however many knock, looks do not follow without a pause."""
+        if self._expecting == EXPECTING_LOOKS:
+            return  # it was knocked since the last look began
+        self._expecting = EXPECTING_LOOKS
+        loop = asyncio.get_running_loop()
+        loop.call_at(max(loop.time(), self._looked_s + SOON_S), self._due.set)
 
     async def run(self) -> None:
         """Look, decide and act until cancelled."""
@@ -102,24 +122,28 @@ class Reconciler:
         self._began_s = now_s()
         while True:
             self._due.clear()
-            began_s = now_s()
+            began_s = self._looked_s = now_s()
+            self._expecting = max(0, self._expecting - 1)
             try:
                 acted, quiet = await self._once()
                 failures = 0
+                self.trouble = self._hampered()
             except UnreachableError as error:
                 if not failures:
                     _LOG.warning("guests as nodes: %s", error)
                 failures += 1
+                self.trouble = str(error)
                 acted, quiet, pause_s = False, False, LOOK_PERIOD_S
             except Exception:  # noqa: BLE001  # one odd job must not end the loop
                 _LOG.exception("guests as nodes: a round failed")
+                self.trouble = "a round failed, which is a bug of ours; carrelctld's log says where"
                 acted, quiet, pause_s = False, False, QUIET_PERIOD_S
-            if acted:
+            if acted and not self._unheld:
                 pause_s = SOON_S
                 continue  # what a deed did, the next look shows
             with contextlib.suppress(TimeoutError):
                 rest_s = min(QUIET_TIMES * (now_s() - began_s), QUIET_PERIOD_S)
-                async with asyncio.timeout(max(rest_s, SOON_S) if quiet else pause_s):
+                async with asyncio.timeout(max(rest_s, SOON_S) if quiet and not self._expecting else pause_s):
                     await self._due.wait()
             pause_s = SOON_S if self._due.is_set() else min(2 * pause_s, LOOK_PERIOD_S)
 
@@ -139,6 +163,8 @@ class Reconciler:
         actions = decide.plan(world)
         if not world.complete:
             actions = tuple(action for action in actions if isinstance(action, deeds.Hold | deeds.Close))
+        holds = frozenset(action.run for action in actions if isinstance(action, deeds.Hold))
+        self._holds, self._unheld = holds, holds & self._holds
         jobs = {job.key: job for job in look.jobs}
         acted = await self._doer.do(actions, jobs)
         if world.complete:
@@ -146,6 +172,22 @@ class Reconciler:
             await self._sweep(world, taken)
         self._forget(look)
         return acted, not any(job.alive for job in look.jobs) and not world.places
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Return the hosts that should speak and were not heard lately."""
+        return tuple(sorted(self._kinds.hosts - self.hosts.reports().keys()))
+
+    def _hampered(self) -> str:
+        if self._unheld:
+            job_id = min(self._unheld).job_id
+            return (
+                f"slurm does not let carrelctld hold job {job_id}; it must run as SlurmUser or root, "
+                "and its log has slurm's words"
+            )
+        if self._world is not None and not self._world.complete:
+            return f"waits for the first words of {', '.join(self.silent[:NAMED_MAX])}, {self._silent_s:g} s at most"
+        return ""
 
     def _world_of(self, look: Look, taken: Taken, hosts: Mapping[str, HostReport]) -> World:
         at_s = self._clock()

@@ -122,6 +122,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float
 
 
+class GuestNodesHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How carrelctld does what jobs need whose guests are Slurm nodes."""
+
+    partition: str
+    """Whose jobs it looks at."""
+    trouble: str
+    """Why nothing is done for those that wait; empty: nothing is wrong."""
+    silent: tuple[str, ...] = ()
+    """Hosts that have not asked lately what they shall carry: none gets a guest."""
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """That carrelctld runs, and what it has heard."""
 
@@ -129,6 +140,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     started: datetime
     nodes: int
     guests: int
+    guest_nodes: GuestNodesHealth | None = None
+    """null: it was given no hosts for guests that are nodes."""
 
 
 class ErrorView(msgspec.Struct, frozen=True, kw_only=True):

@@ -225,9 +225,10 @@ def carrel_toml(place: Place, image_store: Path) -> str:
         "placement": {"table": str(layout.hosts_table)},
         "controller": {"listen": f"unix:{layout.controller_socket}", "munge_socket": str(layout.munge_socket)},
     }
+    ours["guest_nodes"] = {"knock": f"{layout.run}/knock"}
     if place.hosts:
         sizes: dict[str, str | float | bool] = {"host_cpus": NODE_CPUS, "host_memory_mib": place.spec.node_memory_mb}
-        ours["guest_nodes"] = {"hosts": ",".join(place.hosts), **sizes}
+        ours["guest_nodes"] |= {"hosts": ",".join(place.hosts), **sizes}
     if place.spec.bank:
         ours["bank"] = {
             "enabled": True,

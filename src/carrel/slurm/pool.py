@@ -60,7 +60,7 @@ class SlurmPool:
         # Each is a process of its own, whose start takes longer than slurmctld's answer.
         jobs, nodes, text = await asyncio.gather(
             self._jobs(cluster),
-            self._nodes(),
+            self.names(),
             self._client.ask("scontrol", "-a", "-o", "show", "reservation"),
         )
         reservations = {}
@@ -132,7 +132,12 @@ class SlurmPool:
             self._wishes[job.key] = parsed_wish(text)
         return self._wishes[job.key]
 
-    async def _nodes(self) -> dict[str, PoolNode]:
+    async def names(self) -> dict[str, PoolNode]:
+        """Return the names of the pool, which may have none.
+
+        Raises:
+            UnreachableError: Slurm did not answer, or has no such partition.
+        """
         if time.monotonic() - self._partition_at_s > _KEPT_S:
             text = await self._client.ask("scontrol", "-a", "-o", "show", "partition", self._partition)
             words = dict(word.split("=", 1) for word in text.split() if "=" in word)

@@ -70,7 +70,7 @@ class Site:
         self.hypervisor = Hypervisor(self)
         """What carries the guests of hosts that have no carreld: those of ``guest_nodes.remote``."""
         self.kills = 0
-        self._controller: Reconciler | None = None
+        self.controller: Reconciler | None = None
         self._works: dict[str, asyncio.Task[None]] = {}
         self._questions: set[asyncio.Task[Orders]] = set()
 
@@ -102,7 +102,7 @@ class Site:
         controller = Reconciler(
             self.settings, admission, tell=_hear_nothing, pool=self.slurm, remotes=deputies, clock=self.now_s
         )
-        self._controller = controller
+        self.controller = controller
 
         async def run() -> None:
             await asyncio.gather(
@@ -115,7 +115,7 @@ class Site:
         """Lose all that the controller has in memory, wherever it is, and start another one later."""
         self.kills += 1
         self._works["controller"].cancel()
-        self._controller = None
+        self.controller = None
         for question in self._questions:
             question.cancel()
         await asyncio.sleep(away_s)
@@ -124,9 +124,9 @@ class Site:
     async def exchange(self, report: HostReport, digest: str) -> Orders:
         """Carry a host's question to the controller, and its answer back."""
         await self.pause(self.trouble.message_max_s)
-        if self._controller is None:
+        if self.controller is None:
             raise UnreachableError("nobody listens")
-        question = asyncio.ensure_future(self._controller.hosts.exchange(report, digest))
+        question = asyncio.ensure_future(self.controller.hosts.exchange(report, digest))
         self._questions.add(question)
         try:
             await asyncio.wait([question])
