@@ -17,8 +17,8 @@ def programs() -> Path:
     """Return the directory of the C programs, built from what is in the tree."""
     # One of several processes of a test run makes what is old; the others wait, and find it made.
     (ROOT / "build").mkdir(exist_ok=True)
-    words = ["flock", ROOT / "build" / "guest.lock", "make", "-s", "-C", ROOT / "guest", f"BUILD={ROOT / 'build'}"]
-    subprocess.run(words, check=True)
+    words: list[str | Path] = ["flock", ROOT / "build" / "guest.lock", "make", "-s"]
+    subprocess.run([*words, "-C", ROOT / "guest", f"BUILD={ROOT / 'build'}"], check=True)
     return paths.libexec()
 
 

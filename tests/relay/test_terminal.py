@@ -73,7 +73,7 @@ def test_the_terminal_inside_has_the_size_of_the_one_outside_and_follows_it(shel
     shell.resize(50, 132)
     shell.task.send_signal(signal.SIGWINCH)
     shell.type("until stty size | grep '^50 132$'; do sleep 0.1; done\n")
-    shell.expect("\n50 132\r\n")
+    shell.expect("50 132\r\n")
 
 
 def test_a_shell_hears_of_a_new_size_also_while_its_command_has_the_terminal(node: RelayNode) -> None:
@@ -89,7 +89,7 @@ def test_a_shell_hears_of_a_new_size_also_while_its_command_has_the_terminal(nod
 def test_control_c_interrupts_the_command_and_not_the_task(shell: Terminal) -> None:
     # The command itself says that it has begun: a ^C before it is the shell's own and leaves the command to come.
     shell.type("sh -c 'echo begun; exec sleep 60'\n")
-    shell.expect("\nbegun\r\n")
+    shell.expect("begun\r\n")
     shell.type("\x03")
     shell.expect(r"\$ ")
     shell.type("echo rc=$?\n")
