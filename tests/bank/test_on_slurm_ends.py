@@ -98,6 +98,7 @@ def test_f18_the_run_of_a_user_who_left_the_account_meanwhile_is_charged_to_it(b
     script, go = bank.gate()
     job_id = bank.sbatch("-n1", "-t5", f"--wrap={script}", user=user.name)
     wait_for(lambda: bool(bank.liens("active")), "the run is active")
+    wait_for(lambda: _used_s(bank, job_id) >= 1, "it has used something")
     bank.box.kill("carrelctld")
     go.touch()
     bank.wait_state(job_id, "COMPLETED")
