@@ -55,6 +55,7 @@ def box(sandbox_factory: Callable[..., Sandbox]) -> Iterator[Sandbox]:
     yield made
     names_rest(made)
     assert made.pid("slurmctld") == controller, "slurmctld was restarted"
+    made.down()
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     yield made
     nothing_left(made)
     wait_for(lambda: not [*Path("/sys/fs/cgroup").glob(f"*/slurm_{made.facts().pool[0][:-1]}*")])
+    made.down()
 
 
 def output(box: Sandbox, user: User, job_id: int | str) -> Path:

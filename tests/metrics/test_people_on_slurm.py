@@ -36,6 +36,7 @@ def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     made = sandbox_factory(nodes=2, carrel_conf="[metrics]\nperiod_s = 0.1\nreaders = 'games'\n")
     yield made
     nothing_left(made)
+    made.down()
 
 
 def submit(box: Sandbox, user: User, script: str, *options: str) -> int:

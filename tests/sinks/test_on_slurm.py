@@ -53,6 +53,7 @@ def site(sandbox_factory: MakeSandbox, tmp_path_factory: pytest.TempPathFactory)
     box = sandbox_factory(nodes=1, carrel_conf=conf)
     yield Site(box, kafka, tables)
     nothing_left(box)
+    box.down()
     kafka.close()
 
 

@@ -100,7 +100,8 @@ def user() -> Iterator[User]:
         except BlockingIOError:
             return  # another session still uses it
         if _USER_MARK in who.pw_gecos:
-            run(["userdel", "--remove", _USER])
+            # Also where a job of a failed test still runs as this user: it ends with its sandbox, which may end later.
+            run(["userdel", "--force", "--remove", _USER])
             run(["groupdel", _GROUP])
 
 
