@@ -128,16 +128,17 @@ def test_a_job_in_a_guest_is_seen_rightly_from_inside_and_from_outside(
 ) -> None:
     node = box.nodes[0]
     words = ["-w", node, "-c2", "--mem=900", "--guest=debian12", "--guest-clone=linked"]
-    job_id = start(box, user, f"exec {known} 1500 300 100 20 /tmp/known.data 0 {going}", *words)
+    job_id = start(box, user, f"exec {known} 1500 300 100 20 /tmp/known.data 5000 {going}", *words)
     segment = folder_of(box, user.name, job_id) / f"samples.{node}.guest.seg"
 
-    def rows() -> int:
-        return Survey(segment, node=node, view="guest").rows if segment.exists() else 0
+    def written_bytes() -> int:
+        summary = Survey(segment, node=node, view="guest").summary
+        return (summary.written_bytes if summary else None) or 0
 
-    wait_for(lambda: rows() > 2)
+    wait_for(lambda: segment.exists() and Survey(segment, node=node, view="guest").rows > 2)
     box.restart(f"carreld@{node}", signal.SIGKILL)  # the next one looks into the same guest
-    before = rows()
-    wait_for(lambda: rows() > before + 2)
+    # Processes are looked at less often than groups, so it goes on for five seconds in which it uses nothing.
+    wait_for(lambda: written_bytes() >= 100 * MIB)
     going.unlink()
     job = ended(box, user, job_id)
     assert job.guest.cpu_s == pytest.approx(job.used_s[0], rel=0.05, abs=0.1)

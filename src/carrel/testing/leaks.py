@@ -124,6 +124,8 @@ def _stepd_of(task: int) -> Pid | None:
 
 _OF_DAEMONS = ("slurmscriptd", "-m carrel.daemons.sinks")
 """Second processes of daemons: of slurmctld, and of a carreld that has sinks."""
+_ASKS = {"squeue", "scontrol", "sinfo", "sacct", "sacctmgr"}
+"""What daemons ask Slurm with, again and again: on a busy machine there is one at each look, and never the same."""
 
 
 def _processes(box: Sandbox) -> Iterator[str]:
@@ -132,7 +134,10 @@ def _processes(box: Sandbox) -> Iterator[str]:
     for pid in descendants.living(facts.pid) - known:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            name, _, fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
         except OSError:
+            continue
+        if name.partition("(")[2] in _ASKS and int(fields.split()[1]) in known:
             continue
         if words and not any(part in words for part in _OF_DAEMONS):
             yield f"process {pid}: {words[:120]}"
