@@ -233,8 +233,6 @@ def test_a_token_that_expired_leaves_the_reports_where_they_are(bank: MybrcBank,
 def test_our_client_and_our_server_understand_each_other() -> None:
     directory = Path(tempfile.mkdtemp(prefix="cbrc"))
     (directory / "prices.toml").write_text(BOOK)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     paths = "\n".join(f'{name} = "{directory}/{name}"' for name in ("database", "dir", "socket"))
     extra = f'munge_socket = "{directory}/none"\n[bank]\nenabled = true\n{paths}\n[bank.mybrc]\nenabled = true'
     unix = ControllerProcess(directory, extra=extra)
@@ -243,6 +241,8 @@ def test_our_client_and_our_server_understand_each_other() -> None:
         secret = _open(unix)
     finally:
         unix.stop()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     server = ControllerProcess(directory, listen=f"tcp:127.0.0.1:{port}", extra=extra)
     server.start()
     bank = MybrcBank(url=f"http://127.0.0.1:{port}/api", token=f"Token {secret}", queue=directory / "queue.db")

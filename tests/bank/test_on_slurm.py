@@ -131,9 +131,10 @@ def test_f11_a_stranger_to_an_account_is_refused_before_anything_is_set_aside(ba
 
 
 def test_f9_f16_every_task_of_an_array_is_set_aside_and_charged_under_one_name(bank: Banked) -> None:
-    job_id = bank.sbatch("--array=0-99", "-t1", "--wrap=true")
+    job_id = bank.sbatch("--hold", "--array=0-99", "-t1", "--wrap=true")
     (lien,) = [lien for lien in bank.liens() if lien.state in {"unbound", "bound"}]
-    assert lien.units + len([each for each in bank.liens() if each.job_id == job_id]) >= 100
+    assert lien.units == 100
+    assert bank.scontrol("release", str(job_id))[0] == 0
     bank.wait_settled()
     runs = [lien for lien in bank.liens("settled") if lien.job_id == job_id]
     assert len({lien.run for lien in runs}) == len(runs) == 100
@@ -141,7 +142,7 @@ def test_f9_f16_every_task_of_an_array_is_set_aside_and_charged_under_one_name(b
 
 def test_f9_what_is_left_of_an_array_comes_back_when_its_waiting_tasks_are_cancelled(bank: Banked) -> None:
     before = bank.balance().lien_micro_su
-    job_id = bank.sbatch("--array=0-9%1", "-t1", "--wrap=sleep 30")
+    job_id = bank.sbatch("--array=0-9%1", "-t10", "--wrap=sleep 300")
     bank.wait_state(job_id, "PENDING\nRUNNING", "RUNNING\nPENDING")
     wait_for(lambda: len(bank.liens("active")) == 1, "one task runs")
     bank.box.run(["scancel", "-t", "PENDING", str(job_id)])
@@ -150,14 +151,16 @@ def test_f9_what_is_left_of_an_array_comes_back_when_its_waiting_tasks_are_cance
 
 
 def test_f10_each_component_of_a_het_job_is_set_aside_and_charged(bank: Banked) -> None:
-    bank.sbatch("-n1", "-t2", "--wrap=sleep 1", ":", "-n2", ":", "-n1", "-pdear")
+    script, go = bank.gate()
+    bank.sbatch("-n1", "-t2", f"--wrap={script}", ":", "-n2", ":", "-n1", "-pdear")
     amounts = sorted(lien.lien_micro_su for lien in bank.liens("unbound", "bound", "active"))
     assert len(amounts) == 3
+    go.touch()
     bank.wait_settled()
 
 
 def test_f15_a_requeued_job_is_charged_for_each_of_its_runs(bank: Banked) -> None:
-    job_id = bank.sbatch("-n1", "-t5", "--requeue", "--wrap=sleep 60")
+    job_id = bank.sbatch("-n1", "-t10", "--requeue", "--wrap=sleep 300")
     for _ in range(3):
         bank.wait_state(job_id, "RUNNING")
         wait_for(lambda: bool(bank.liens("active")), "the run is active")
@@ -172,13 +175,15 @@ def test_f15_a_requeued_job_is_charged_for_each_of_its_runs(bank: Banked) -> Non
 
 
 def test_f21_the_time_of_a_suspension_is_not_charged(bank: Banked) -> None:
-    job_id = bank.sbatch("-n1", "-t5", "--wrap=sleep 3")
+    script, go = bank.gate()
+    job_id = bank.sbatch("-n1", "-t5", f"--wrap={script}")
     bank.wait_state(job_id, "RUNNING")
     assert bank.scontrol("suspend", str(job_id))[0] == 0
     bank.wait_state(job_id, "SUSPENDED")
     until_s = time.monotonic() + 3
     wait_for(lambda: time.monotonic() > until_s, "three seconds passed", timeout_s=60)
     assert bank.scontrol("resume", str(job_id))[0] == 0
+    go.touch()
     bank.wait_settled()
     (run,) = [run for run in bank.records() if run.job_id == job_id]
     assert run.end_s - run.start_s >= run.elapsed_s + 2
@@ -199,7 +204,7 @@ def test_f22_a_user_who_raises_a_waiting_jobs_limit_is_refused_where_it_is_not_c
 
 
 def test_f22_the_limit_of_a_running_job_is_followed_up_and_down(bank: Banked) -> None:
-    job_id = bank.sbatch("-n2", "-t10", "--wrap=sleep 60")
+    job_id = bank.sbatch("-n2", "-t10", "--wrap=sleep 300")
     for minutes in (10, 30, 5):
         bank.scontrol("update", f"jobid={job_id}", f"timelimit={minutes}")
         due = -(-2_000_000 * (minutes * 60 + 60) // 3600)

@@ -82,10 +82,11 @@ def test_a_run_that_another_displaced_is_charged_and_given_back_by_the_rule(
 
 
 def test_f14_a_run_of_many_nodes_and_steps_starts_once_and_is_charged_once(bank: Banked) -> None:
-    steps = "for step in 1 2 3; do srun true; done; sleep 2"
-    job_id = bank.sbatch("-N3", "-n6", "-t1", f"--wrap={steps}")
+    script, go = bank.gate()
+    job_id = bank.sbatch("-N3", "-n6", "-t5", f"--wrap=for step in 1 2 3; do srun true; done; {script}")
     wait_for(lambda: bool(bank.liens("active")), "the run is active")
     bank.box.restart("carrelctld", signal.SIGKILL)
+    go.touch()
     bank.wait_settled()
     (lien,) = _liens(bank, job_id)
     with closing(open_store(bank.settings.bank)) as store:
@@ -94,9 +95,12 @@ def test_f14_a_run_of_many_nodes_and_steps_starts_once_and_is_charged_once(bank:
 
 
 def test_f18_the_run_of_a_user_who_left_the_account_meanwhile_is_charged_to_it(bank: Banked, user: User) -> None:
-    job_id = bank.sbatch("-n1", "-t1", "--wrap=sleep 2", user=user.name)
+    script, go = bank.gate()
+    job_id = bank.sbatch("-n1", "-t5", f"--wrap={script}", user=user.name)
     wait_for(lambda: bool(bank.liens("active")), "the run is active")
+    wait_for(lambda: _used_s(bank, job_id) >= 1, "it has used something")
     bank.box.kill("carrelctld")
+    go.touch()
     bank.wait_state(job_id, "COMPLETED")
     left = bank.box.run(["sacctmgr", "-i", "delete", "user", f"name={user.name}", "account=demo"])
     assert left.returncode == 0, left.stdout + left.stderr
@@ -114,11 +118,13 @@ def test_f18_the_run_of_a_user_who_left_the_account_meanwhile_is_charged_to_it(b
 
 def test_f19_a_run_that_ends_after_its_allocation_is_charged_to_it_and_the_rest_expires(bank: Banked) -> None:
     _open(bank, "grant", 10**9)
-    job_id = _accepted(bank, "-Agrant", "-n2", "-t1", "--wrap=sleep 8")
+    script, go = bank.gate()
+    job_id = _accepted(bank, "-Agrant", "-n2", "-t5", f"--wrap={script}")
     wait_for(lambda: bool(bank.liens("active")), "the run is active")
     bank.tell(SetTerms(key="ends", allocation="grant", end_s=int(time.time()), reason="it ends now"))
     wait_for(lambda: _of(bank, "grant").expired_micro_su > 0, "what is free expires", timeout_s=60)
     assert _of(bank, "grant").lien_micro_su > 0
+    go.touch()
     bank.wait_settled()
     (run,) = [run for run in bank.records() if run.job_id == job_id]
     wait_for(lambda: _of(bank, "grant").available_micro_su == 0, "what the run left expires", timeout_s=60)
@@ -129,7 +135,8 @@ def test_f19_a_run_that_ends_after_its_allocation_is_charged_to_it_and_the_rest_
 
 def test_f20_an_account_below_zero_stays_there_and_what_runs_is_charged_all_the_same(bank: Banked) -> None:
     _open(bank, "debt", 10**9)
-    job_id = _accepted(bank, "-Adebt", "-n1", "-t1", "--wrap=sleep 3")
+    script, go = bank.gate()
+    job_id = _accepted(bank, "-Adebt", "-n1", "-t5", f"--wrap={script}")
     wait_for(lambda: bool(bank.liens("active")), "the run is active")
     bank.tell(Adjust(key="debt/less", allocation="debt", amount_micro_su=-3 * 10**9, reason="an error of before"))
     status, said = bank.try_sbatch("-Adebt", "-t1", "--wrap=true")
@@ -137,6 +144,7 @@ def test_f20_an_account_below_zero_stays_there_and_what_runs_is_charged_all_the_
     assert "account 'debt' has 0.00 SU left" in said
     shown = json.loads(bank.box.run(["carrel", "account", "show", "debt", "--json"]).stdout)
     assert shown["available_micro_su"] < -(10**9)
+    go.touch()
     bank.wait_settled()
     (run,) = [run for run in bank.records() if run.job_id == job_id]
     assert _of(bank, "debt").available_micro_su == -2 * 10**9 - bank.price(run)
@@ -215,7 +223,7 @@ def test_what_has_no_price_is_listed_after_a_kill_and_charged_once_when_it_has_o
 
 def _running(bank: Banked, *options: str) -> int:
     """Submit a job and return its id when the bank knows that it runs, and it has used something."""
-    job_id = bank.sbatch("-t5", *options, "--wrap=sleep 60")
+    job_id = bank.sbatch("-t10", *options, "--wrap=sleep 300")
     bank.wait_state(job_id, "RUNNING")
     wait_for(lambda: any(lien.state == "active" for lien in _liens(bank, job_id)), "the run is active", timeout_s=60)
     wait_for(lambda: _used_s(bank, job_id) >= 2, "it has run for two seconds", timeout_s=60)

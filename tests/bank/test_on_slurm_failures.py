@@ -103,7 +103,7 @@ def test_f13_with_a_hung_bank_sbatch_is_answered_by_the_policy_within_the_deadli
             longer_s.append(_took_s(bank, accepted=False) - bare_s)
             assert bank.scontrol("ping")[0] == 0
     # In pairs, and the median of them: whatever else the machine does falls on both of a pair.
-    assert 0.5 * deadline_s < statistics.median(longer_s) < 2 * deadline_s, longer_s
+    assert 0.5 * deadline_s < statistics.median(longer_s) < 4 * deadline_s, longer_s
 
 
 def test_f13_many_submitters_do_not_wait_for_a_hung_bank_one_after_the_other(bank: Banked) -> None:

@@ -150,7 +150,7 @@ def test_a_bank_that_does_not_answer_in_time_is_silence_and_the_policy_decides(
         # Not a measure: the old plug-ins waited five seconds, inside slurmctld.
         began_s = time.monotonic()
         assert ask(bank, "time_limit=10").word == "away"
-        assert time.monotonic() - began_s < 3
+        assert time.monotonic() - began_s < 5
     if what != "gone":
         other.away = False
         other.awake.set()

@@ -49,7 +49,7 @@ def test_a_job_is_refused_in_the_banks_words_and_one_that_runs_is_told_and_count
     wait_for(lambda: str(job_id) in other.jobs, "its start is told", timeout_s=60)
     wait_for(lambda: bool(other.jobs[str(job_id)]["enddate"]), "its end is told", timeout_s=60)
     bank.wait_settled()
-    assert other.used == counted(bank) > 0
+    wait_for(lambda: other.used == counted(bank) > 0, "it counts what sacct says")
     assert other.jobs[str(job_id)]["accountid"] == ACCOUNT
 
 

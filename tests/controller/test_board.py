@@ -38,6 +38,14 @@ def test_a_late_report_does_not_bring_back_what_is_gone() -> None:
     assert known.guests() == []
 
 
+def test_a_node_whose_clock_was_set_back_is_heard_at_once() -> None:
+    known = Board()
+    known.take(a_report(sent_s=7200), now_s=10)
+    assert known.take(a_report(a_guest(), sent_s=3600), now_s=11)
+    assert [guest.node for guest in known.guests()] == ["c1"]
+    assert known.nodes["c1"].at_s == 11
+
+
 def test_the_events_of_a_late_report_still_count() -> None:
     known = Board()
     known.take(a_report(sent_s=2), now_s=10)

@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mar
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Each part writes one file, so that a test looks at one fact; all parts cost the boot of two guests.
+# Each part writes one file, so that a test looks at one fact; all parts cost the boot of two guests. Where stderr is
+# looked at, srun is quiet: it says that it waits for the step before, where that one is still ending.
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --nodes=2
@@ -45,10 +46,10 @@ srun -N1 -n1 sh -c 'kill -9 $$'; echo "$?" > killed
 srun -Q -N1 -n1 -w c1 no-such-command 2> no-command; echo "$?" >> no-command; sort -o no-command no-command
 srun -N1 -n1 cat <<< "a here string" > inner-here
 head -c 300000 /dev/zero | tr '\\0' x | srun -N1 -n1 cat | wc -c > inner-pipe
-srun -N1 -n1 sh -c 'echo out; echo err >&2' > inner-out 2> inner-err
+srun -Q -N1 -n1 sh -c 'echo out; echo err >&2' > inner-out 2> inner-err
 LD_LIBRARY_PATH=/nowhere srun -N1 -n1 sh -c 'echo "$LD_LIBRARY_PATH"' > inner-library
 place=$(mktemp -d)
-( cd "$place"; srun -N1 -n1 -w c1 pwd; squeue -h -j "$SLURM_JOB_ID" -o %A ) > only 2>&1
+( cd "$place"; srun -Q -N1 -n1 -w c1 pwd; squeue -h -j "$SLURM_JOB_ID" -o %A ) > only 2>&1
 echo "$place $SLURM_JOB_ID" >> only; rmdir "$place"
 exit 7
 """

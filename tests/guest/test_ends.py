@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, Outcome, allocation, job_state, outcome, same_as_bare, wait_for
+from carrel.testing.guests import IMAGE, Outcome, allocation, await_end, outcome, same_as_bare
 from carrel.testing.sandbox import User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(300)]
@@ -119,7 +119,7 @@ def _batch(box: Sandbox, user: User, script: str, *options: str) -> tuple[str, s
     done = box.run(words, user=user.name, cwd=user.home)
     assert done.returncode == 0, done.stderr
     job_id = int(done.stdout)
-    wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+    await_end(box, job_id)
     shown = dict(
         word.partition("=")[::2]
         for word in box.run(["scontrol", "--oneliner", "show", "job", str(job_id)]).stdout.split()

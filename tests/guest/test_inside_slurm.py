@@ -12,7 +12,7 @@ import pytest
 
 from carrel.process import children
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, await_end, job_state, submit
+from carrel.testing.guests import IMAGE, await_end, job_state, submit, wait_for
 from carrel.testing.leaks import pid_of
 from carrel.testing.sandbox import User
 
@@ -161,19 +161,25 @@ def test_a_guest_holds_no_munge_key_and_reaches_no_daemon_of_slurm(inside: Ran) 
 def test_no_byte_of_an_answer_is_lost_where_the_guest_reads_it_late(accounted: Sandbox, user: User) -> None:
     calls, names = 6, 15_000
     script = (
-        f"#!/bin/sh\nfor i in $(seq {calls}); do scontrol show hostnames 'n[10001-{10000 + names}]' | wc -l; done\n"
+        "#!/bin/sh\nuntil [ -e go ]; do sleep 0.1; done\n"
+        f"for i in $(seq {calls}); do scontrol show hostnames 'n[10001-{10000 + names}]' | wc -l; done\n"
     )
     job_id, place = submit(accounted, script, f"--guest={IMAGE}", user=user)
+    wait_for(lambda: pid_of(accounted, job_id, "enter") is not None)
+    enter, qemu = pid_of(accounted, job_id, "enter"), pid_of(accounted, job_id, "qemu")
+    assert enter
+    assert qemu
+    (place / "go").touch()
     late = 0
-    while job_state(accounted, job_id) not in {"COMPLETED", "FAILED"}:
-        enter, qemu = pid_of(accounted, job_id, "enter"), pid_of(accounted, job_id, "qemu")
+    while job_state(accounted, job_id) == "RUNNING":
         until = time.monotonic() + 1
-        while enter and qemu and time.monotonic() < until:
+        while enter.alive and time.monotonic() < until:
             if "scontrol" in {_name(pid) for runner in children(enter.number) for pid in children(runner)}:
                 qemu.kill(signal.SIGSTOP)
                 time.sleep(0.3)
                 qemu.kill(signal.SIGCONT)
                 late += 1
+    assert await_end(accounted, job_id) == "COMPLETED"
     assert late, "no call was met while it was answered"
     assert (place / "out").read_text().split() == [str(names)] * calls
 

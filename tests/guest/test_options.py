@@ -62,13 +62,21 @@ def run(box: Sandbox, user: User, options: Sequence[str], env: Mapping[str, str]
         srun = threads.submit(box.run, words, user=user.name, cwd=place, env=env, timeout_s=GUEST_TIMEOUT_S)
         try:
             wait_for(lambda: (place / "ready").exists() or srun.done())
-            (guest,) = guests(box) or [{}]
+            assert not srun.done(), srun.result().stderr
+            guest = the_guest(box) if options or env else {}
+            assert bool(guests(box)) == bool(guest)
         finally:
             (place / "done").touch()
         done = srun.result()
     assert done.returncode == 0, done.stderr
     wait_for(lambda: guests(box) == [])
     return seen(done.stdout, guest)
+
+
+def the_guest(box: Sandbox) -> dict[str, Any]:
+    """Return the only guest, once carrelctld has heard that it is ready."""
+    wait_for(lambda: [guest["state"] for guest in guests(box)] == ["ready"])
+    return guests(box)[0]
 
 
 def facts(guest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,7 +114,7 @@ def test_every_option_may_stand_in_the_script(sandbox: Sandbox, user: User) -> N
 {SCRIPT}"""
     job_id, place = submit(sandbox, script, user=user)
     wait_for((place / "ready").exists)
-    (guest,) = guests(sandbox)
+    guest = the_guest(sandbox)
     (place / "done").touch()
     assert await_end(sandbox, job_id) == "COMPLETED"
     job = seen((place / "out").read_text(), guest)

@@ -67,7 +67,7 @@ def test_no_job_notices_that_the_daemons_were_ended_and_started_again(
         for daemon in (*(f"carreld@{node}" for node in sandbox.nodes), "carrelctld"):
             sandbox.start(daemon)
 
-        wait_for(lambda: guests(sandbox) == before, 30)
+        wait_for(lambda: guests(sandbox) == before)
         after = sandbox.run([*step, "cat", "/proc/sys/kernel/random/boot_id"], user=user.name, timeout_s=180)
         assert after.stdout == boot_id, f"a new task enters the same guest: {after.stderr}"
         lines = streaming.end()

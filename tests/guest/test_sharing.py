@@ -92,6 +92,7 @@ def test_four_tasks_of_one_node_have_four_guests_with_slots_of_their_own(sandbox
         try:
             wait_for(lambda: len(list(place.glob("ready.*"))) == 4 or srun.done())
             job_id = int(sandbox.run(["squeue", "-h", "-u", user.name, "-o", "%A"]).stdout)
+            wait_for(lambda: len(carrel(sandbox, "guest", "list")) == 4)  # carrelctld hears of them a moment later
             slots = carrel(sandbox, "guest", "map", str(job_id))
             files = [sandbox.dir / "maps" / f"vm_map{job_id}{step}.conf" for step in ("", ".0")]
             wait_for(lambda: all(path.exists() and len(map_items(path)) == 4 for path in files))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, allocation, job_state, normal, same_as_bare, wait_for
+from carrel.testing.guests import IMAGE, allocation, await_end, job_state, normal, same_as_bare, wait_for
 from carrel.testing.sandbox import MakeSandbox, User
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(400)]
@@ -47,10 +47,10 @@ class Batch:
 
     def end(self) -> tuple[str, str, str]:
         """Wait for its end and return what there is to compare: state, exit code, output."""
-        wait_for(lambda: self.state not in {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING"})
+        state = await_end(self._box, self.id)
         shown = self._box.run(["scontrol", "--oneliner", "show", "job", str(self.id)]).stdout.split()
         exit_code = next(word.partition("=")[2] for word in shown if word.startswith("ExitCode="))
-        return self.state, exit_code, self.told()
+        return state, exit_code, self.told()
 
 
 def two_jobs(box: Sandbox, user: User, script: str, *options: str) -> tuple[Batch, Batch]:
@@ -61,9 +61,17 @@ def two_jobs(box: Sandbox, user: User, script: str, *options: str) -> tuple[Batc
     return jobs
 
 
-def test_scancel_lets_the_scripts_term_trap_run_to_its_end(sandbox: Sandbox, user: User) -> None:
-    bare, guest = two_jobs(sandbox, user, TRAPPED)
-    sandbox.run(["scancel", str(bare.id), str(guest.id)])
+@pytest.fixture(scope="module")
+def patient(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
+    """Have a node where a script has a minute for its trap: three seconds are few for an emulated guest."""
+    box = sandbox_factory(nodes=1, extra_conf="KillWait=60")
+    yield box
+    box.down()
+
+
+def test_scancel_lets_the_scripts_term_trap_run_to_its_end(patient: Sandbox, user: User) -> None:
+    bare, guest = two_jobs(patient, user, TRAPPED)
+    patient.run(["scancel", str(bare.id), str(guest.id)])
     assert guest.end() == bare.end()
     assert "got TERM\nsaved\n" in guest.told()
 
@@ -88,10 +96,10 @@ def test_scancel_of_a_batch_script_signals_the_script_and_not_its_children(sandb
     assert "got USR1 and the child lives\n" in guest.output()
 
 
-def test_a_time_limit_is_sigterm_first_and_then_timeout(sandbox: Sandbox, user: User) -> None:
-    bare, guest = two_jobs(sandbox, user, TRAPPED, "--time=60")
+def test_a_time_limit_is_sigterm_first_and_then_timeout(patient: Sandbox, user: User) -> None:
+    bare, guest = two_jobs(patient, user, TRAPPED, "--time=60")
     for job in (bare, guest):  # what is left of the hour would be the same wait
-        sandbox.run(["scontrol", "update", f"JobId={job.id}", "EndTime=now"])
+        patient.run(["scontrol", "update", f"JobId={job.id}", "EndTime=now"])
     assert guest.end() == bare.end()
     assert guest.state == "TIMEOUT"
     assert "got TERM\nsaved\n" in guest.told()
@@ -131,8 +139,7 @@ class Ticker:
     def __init__(self, box: Sandbox, user: User) -> None:
         """Start it."""
         self._box = box
-        self._out = user.home / "ticks"
-        self._out.unlink(missing_ok=True)
+        self._out = user.home / f"{box.dir.name}.ticks"
         script = "while :; do date +%s.%N; sleep 0.1; done"
         words = ["sbatch", "--parsable", f"--guest={IMAGE}", f"--output={self._out}", "--wrap", script]
         self.id = int(box.run(words, user=user.name, cwd=user.home).stdout)
@@ -172,7 +179,7 @@ class Ticker:
                 seen[:] = now
             return now[1] - seen[1] > 1.0
 
-        wait_for(still, timeout_s=30)
+        wait_for(still)
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +202,9 @@ def test_a_suspended_job_stands_still_and_goes_on_with_the_right_time(tracked: S
     done = tracked.run(["scontrol", "suspend", str(ticker.id)])
     assert done.returncode == 0, done.stderr
     wait_for(lambda: ticker.guest["state"] == "suspended")
+    ticker.stands_still()
     before, used = len(ticker.times), ticker.cpu_ticks
-    until = time.monotonic() + 4.0
+    until = time.monotonic() + 3.0
     while time.monotonic() < until:
         assert len(ticker.times) == before
         time.sleep(0.2)

@@ -202,7 +202,7 @@ def test_a_closed_window_ends_what_ran_in_it(sandbox: Sandbox, job: list[str]) -
         screen.wait_for(PROMPT)
         screen.type("sleep 4711 & setsid sleep 4711 & sleep 4711\n")
         screen.wait_for("sleep 4711\r\n")
-        assert _sleepers(sandbox, job) > 0
+        wait_for(lambda: _sleepers(sandbox, job) > 0)
     wait_for(lambda: _sleepers(sandbox, job) == 0)
 
 

@@ -204,3 +204,12 @@ def test_a_full_store_says_what_is_free_and_what_is_needed(tmp_path: Path) -> No
         RefusedError, match=r"MiB free, this image needs about 1099511627776 MiB; see: carrel image remove"
     ):
         files.require_space(tmp_path / "store", 2**60, what="this image")
+
+
+def test_a_directory_that_another_process_removes_too_is_gone_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    monkeypatch.setattr(os, "walk", lambda top: [(str(top), ["gone since it was listed"], [])])
+    files.remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()

@@ -34,11 +34,17 @@ def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     yield made
     nothing_left(made)
     wait_for(lambda: not [*Path("/sys/fs/cgroup").glob(f"*/slurm_{made.facts().pool[0][:-1]}*")])
+    made.down()
+
+
+def output(box: Sandbox, user: User, job_id: int | str) -> Path:
+    """Return where a job's task says what it used. Other sandboxes have jobs of the same number in the same home."""
+    return user.home / f"{box.dir.name}.{job_id}.out"
 
 
 def start(box: Sandbox, user: User, script: str, *options: str) -> int:
-    """Submit a script; return its job id. What it says is in the user's ``known.<job>.out``."""
-    words = ["sbatch", "--parsable", "-o", f"{user.home}/known.%j.out", *OPTIONS, *options]
+    """Submit a script; return its job id."""
+    words = ["sbatch", "--parsable", "-o", str(output(box, user, "%j")), *OPTIONS, *options]
     done = box.run(words, user=user.name, stdin=f"#!/bin/sh\n{script}\n")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
@@ -48,13 +54,13 @@ def folder_of(box: Sandbox, user: User, job_id: int) -> Path:
     return box.dir / "metrics" / user.name / str(job_id)
 
 
-def said(user: User, job_id: int) -> list[str]:
-    output = user.home / f"known.{job_id}.out"
-    return output.read_text().splitlines() if output.exists() else []
+def said(box: Sandbox, user: User, job_id: int) -> list[str]:
+    path = output(box, user, job_id)
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def ended(box: Sandbox, user: User, job_id: int) -> JobSummary:
-    assert await_end(box, job_id) == "COMPLETED", said(user, job_id)
+    assert await_end(box, job_id) == "COMPLETED", said(box, user, job_id)
     folder = folder_of(box, user, job_id)
     wait_for(lambda: (folder / "summary.json").exists() and not list(folder.glob("*.seg")))
     return msgspec.json.decode((folder / "summary.json").read_bytes(), type=JobSummary)
@@ -111,7 +117,7 @@ def test_two_such_jobs_on_one_host_are_each_seen_rightly_in_both_views(box: Sand
         assert host.node in box.facts().pool
         assert summary.complete
         assert (summary.job.nodes, summary.job.name) == ((host.node,), "sbatch")
-        used_s = int(said(user, job_id)[0].split()[0]) / 1e6
+        used_s = int(said(box, user, job_id)[0].split()[0]) / 1e6
         assert guest.cpu_s == pytest.approx(used_s, rel=0.05, abs=0.1)
         assert guest.memory_peak_bytes == pytest.approx(mib * MIB, rel=0.05, abs=MIB)
         # From outside, what the guest used before its job began is not the job's; the kernel's two accounts agree.
@@ -122,8 +128,8 @@ def test_two_such_jobs_on_one_host_are_each_seen_rightly_in_both_views(box: Sand
         assert (host.memory_peak_bytes or 0) > mib * MIB
         assert (host.cpus, host.memory_limit_bytes) == (1, 320 * MIB)
         assert "disk.vda.written_sectors" in known_names(folder)
-        wait_for(lambda job_id=job_id: any("CPU" in line for line in said(user, job_id)[1:]))  # type: ignore[misc]
-        (user.home / f"known.{job_id}.out").unlink()
+        wait_for(lambda job_id=job_id: any("CPU" in line for line in said(box, user, job_id)[1:]))  # type: ignore[misc]
+        output(box, user, job_id).unlink()
     about = msgspec.json.decode((folder_of(box, user, begun[60]) / "job.json").read_bytes(), type=JobFile)
     assert all({"gap", "interval"} <= {note.what for note in series.notes} for series in about.series)
 
@@ -131,6 +137,8 @@ def test_two_such_jobs_on_one_host_are_each_seen_rightly_in_both_views(box: Sand
 def test_a_job_on_two_guests_of_one_host_is_their_sum(box: Sandbox, user: User, known: Path) -> None:
     script = f"exec {known} 800 $((20 * (1 + SLURM_PROCID))) 0 0 - 1500"
     words = ["srun", "-Q", *OPTIONS, "--nodes=2", "--ntasks-per-node=1", "sh", "-c", script]
+    folders = box.dir / "metrics" / user.name
+    known_jobs = {path.name for path in folders.glob("*")}
     with subprocess.Popen(
         ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--init-groups", *words],
         env={**os.environ, **box.env, "HOME": str(user.home)},
@@ -138,8 +146,6 @@ def test_a_job_on_two_guests_of_one_host_is_their_sum(box: Sandbox, user: User, 
         text=True,
         cwd=user.home,
     ) as child:
-        folders = box.dir / "metrics" / user.name
-        known_jobs = {path.name for path in folders.glob("*")}
         wait_for(lambda: bool({path.name for path in folders.glob("*")} - known_jobs))
         (job_id,) = (int(path.name) for path in folders.glob("*") if path.name not in known_jobs)
         wait_for(lambda: rows(box, user, job_id, "host") > 2)
@@ -176,4 +182,4 @@ def test_a_job_that_ends_while_no_carreld_lives_has_the_total_of_its_guest(
     frame = reading.frame(folder_of(box, user, job_id))
     # The guest is there until the next carreld hears that its job has ended, and idles.
     assert frame[frame["view"] == "host"]["job.cpu_ns"].max() == pytest.approx(kernels_ns, rel=0.05, abs=0.3e9)
-    (user.home / f"known.{job_id}.out").unlink()
+    output(box, user, job_id).unlink()

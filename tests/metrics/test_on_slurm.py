@@ -46,7 +46,7 @@ def test_the_totals_of_a_short_job_are_right_though_it_was_over_before_the_last_
             out, _ = child.communicate(timeout=60)
             wait_for(lambda: not Path(groups.v1["freezer"]).exists())  # those that count are kept
             folder = sampler.remove(key).result(timeout=30)
-            assert not [where for where in groups.v1.values() if Path(where).exists()]
+            wait_for(lambda: not [where for where in groups.v1.values() if Path(where).exists()])
             assert box.run(["srun", "--mem=200", "true"]).returncode == 0
         found = Survey(folder.path / "samples.c1.seg", node="c1", view="host").summary
         folder.close()

@@ -18,6 +18,8 @@ from carrel.testing.sandbox import MakeSandbox, User
 pytestmark = [pytest.mark.root, pytest.mark.slurm]
 
 BUSY = "timeout 1 sh -c 'while :; do :; done'; true"
+STEM = f"people.{os.getpid()}"
+"""Of outputs: another run of the tests may use the same home."""
 CARREL = [sys.executable, "-m", "carrel.cli.main"]
 
 
@@ -25,7 +27,7 @@ CARREL = [sys.executable, "-m", "carrel.cli.main"]
 def outputs(user: User) -> Iterator[None]:
     """Leave no output behind: job ids come back, in the next sandbox."""
     yield
-    for path in user.home.glob("people.*.out"):
+    for path in user.home.glob(f"{STEM}.*.out"):
         path.unlink()
 
 
@@ -34,21 +36,22 @@ def box(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     made = sandbox_factory(nodes=2, carrel_conf="[metrics]\nperiod_s = 0.1\nreaders = 'games'\n")
     yield made
     nothing_left(made)
+    made.down()
 
 
 def submit(box: Sandbox, user: User, script: str, *options: str) -> int:
-    words = ["sbatch", "--parsable", "-o", f"{user.home}/people.%j.out", *options]
+    words = ["sbatch", "--parsable", "-o", f"{user.home}/{STEM}.%j.out", *options]
     done = box.run(words, user=user.name, stdin=f"#!/bin/sh\n{script}\n")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
 def output(user: User, job: int) -> Path:
-    return user.home / f"people.{job}.out"
+    return user.home / f"{STEM}.{job}.out"
 
 
-def finished(box: Sandbox, user: User, job: int) -> Path:
-    assert await_end(box, job) == "COMPLETED"
+def finished(box: Sandbox, user: User, job: int, state: str = "COMPLETED") -> Path:
+    assert await_end(box, job) == state
     folder = box.dir / "metrics" / user.name / str(job)
     wait_for(lambda: (folder / "summary.json").exists() and not list(folder.glob("*.seg")))
     return folder
@@ -77,7 +80,7 @@ def test_a_batch_job_that_asks_for_it_finds_its_report_in_its_output(box: Sandbo
 def test_a_job_that_does_not_ask_or_has_no_output_gets_none(box: Sandbox, user: User) -> None:
     """Of the second, which removed its output, the report comes too late: no file appears, and nobody fails."""
     quiet = submit(box, user, "echo mine", "--comment=x")
-    gone = submit(box, user, f"rm {output(user, quiet).parent}/people.$SLURM_JOB_ID.out", "--carrel-report")
+    gone = submit(box, user, f"rm {user.home}/{STEM}.$SLURM_JOB_ID.out", "--carrel-report")
     last = submit(box, user, "true", "--carrel-report")
     for job in (quiet, gone, last):
         finished(box, user, job)
@@ -92,7 +95,7 @@ def test_an_output_that_became_a_link_to_a_file_of_root_is_not_written(
     target = tmp_path / "precious"
     target.write_text("root's\n")
     target.chmod(0o644)
-    job = submit(box, user, f"ln -sf {target} {user.home}/people.$SLURM_JOB_ID.out", "--carrel-report")
+    job = submit(box, user, f"ln -sf {target} {user.home}/{STEM}.$SLURM_JOB_ID.out", "--carrel-report")
     last = submit(box, user, "true", "--carrel-report")
     for each in (job, last):
         finished(box, user, each)
@@ -101,7 +104,7 @@ def test_an_output_that_became_a_link_to_a_file_of_root_is_not_written(
 
 
 def test_a_running_job_can_be_watched_to_its_end_and_plotted(box: Sandbox, user: User) -> None:
-    go = user.home / f"people.go.{os.getpid()}"
+    go = user.home / f"{STEM}.go"
     job = submit(box, user, f"srun -N2 -n2 sh -c 'until [ -e {go} ]; do sleep 0.1; done'", "-N2", "-c1")
     folder = box.dir / "metrics" / user.name / str(job)
     wait_for(lambda: len(list(folder.glob("*.seg"))) == 2)
@@ -146,7 +149,7 @@ def test_the_tasks_of_an_array_are_reported_together(box: Sandbox, user: User) -
 
 @pytest.mark.parametrize("verb", ["report", "plot", "watch"])
 def test_samples_are_for_their_owner_root_and_the_readers(box: Sandbox, user: User, verb: str) -> None:
-    job = submit(box, user, "sleep 30" if verb == "watch" else "true")
+    job = submit(box, user, "sleep 300" if verb == "watch" else "true")
     folder = box.dir / "metrics" / user.name / str(job)
     wait_for(folder.exists)
     try:
@@ -163,6 +166,8 @@ def test_samples_are_for_their_owner_root_and_the_readers(box: Sandbox, user: Us
         )
     finally:
         box.run(["scancel", str(job)])
+    if verb == "watch":
+        finished(box, user, job, "CANCELLED")  # or its files would be replaced while they are looked at
     modes = {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.name.startswith(".")}
     assert modes <= {0o640}
     assert {path.stat().st_gid for path in folder.iterdir()} <= {os.stat(folder).st_gid, 0}  # noqa: PTH116

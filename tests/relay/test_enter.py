@@ -146,7 +146,7 @@ def test_stdin_that_nobody_reads_does_not_keep_a_signal_out(node: RelayNode) -> 
             while written < 50 * MIB:
                 written += os.write(task.stdin.fileno(), bytes(MIB))
         task.send_signal(signal.SIGTERM)
-        assert task.wait(10) == 9
+        assert task.wait(30) == 9
 
 
 def test_stdout_and_stderr_stay_apart_and_whole(node: RelayNode) -> None:
@@ -169,7 +169,7 @@ def test_a_hundred_megabytes_go_through_and_back(node: RelayNode) -> None:
             seen.update(part)
             count += len(part)
         os.wait()
-        assert task.wait(10) == 0
+        assert task.wait(30) == 0
     assert count == 100 * MIB
     assert seen.digest() == hashlib.sha256(chunk * 100).digest()
 
@@ -179,7 +179,7 @@ def test_a_full_stdout_does_not_keep_stderr_back(node: RelayNode) -> None:
     with node.spawn("sh", "-c", script, stdin=subprocess.DEVNULL) as task:
         assert task.stderr.readline() == b"here\n"
         assert len(task.stdout.read()) == 4_000_000
-        assert task.wait(10) == 0
+        assert task.wait(30) == 0
 
 
 def test_a_reader_that_leaves_stops_the_writer(node: RelayNode) -> None:
@@ -187,18 +187,18 @@ def test_a_reader_that_leaves_stops_the_writer(node: RelayNode) -> None:
         task.stdout.read(10)
         task.stdout.close()
         assert task.stderr.read().splitlines()[-1] == b"141"
-        assert task.wait(10) == 0
+        assert task.wait(30) == 0
 
 
 def test_a_child_left_behind_delays_nothing_and_is_ended(node: RelayNode) -> None:
     began = time.monotonic()
     done = node.enter("sh", "-c", "setsid sh -c 'trap \"\" TERM; sleep 60; :' & echo $!")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert_ends(int(done.stdout))
 
 
 def assert_ends(pid: int) -> None:
-    for _ in range(200):
+    for _ in range(1500):
         state = Path(f"/proc/{pid}/stat")
         try:
             if state.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -263,4 +263,4 @@ def test_the_words_after_two_dashes_are_the_command_where_slurm_prepends(node: R
 
 def test_carreld_hears_of_the_end_of_a_task(node: RelayNode) -> None:
     node.enter("true")
-    assert node.task_ended.wait(10)
+    assert node.task_ended.wait(30)

@@ -18,7 +18,7 @@ print(answer.decode(), end="", flush=True)
 
 def test_a_command_talks_with_the_pmi_server_of_its_task_and_never_half_closes(node: RelayNode) -> None:
     server, theirs = socket.socketpair()
-    server.settimeout(10)
+    server.settimeout(30)
     with server, theirs:
         environment = node.environment("python3", {"PMI_FD": str(theirs.fileno()), "PMI_RANK": "0"})
         task = subprocess.Popen(
@@ -30,7 +30,7 @@ def test_a_command_talks_with_the_pmi_server_of_its_task_and_never_half_closes(n
         )
         assert server.recv(100) == b"cmd=init\n"
         server.sendall(b"rc=0\n")
-        assert task.communicate(timeout=20)[0] == b"rc=0\n"
+        assert task.communicate(timeout=30)[0] == b"rc=0\n"
         assert task.returncode == 0
         # Our own copy of the task's end is still open: an end that is seen here was a half-close.
         server.setblocking(False)

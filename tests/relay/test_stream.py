@@ -24,7 +24,7 @@ class Session:
 
     def __init__(self, libexec: Path) -> None:
         self.stream, theirs = socket.socketpair()
-        self.stream.settimeout(10)
+        self.stream.settimeout(30)
         self.agent = subprocess.Popen(
             [libexec / "carrel-agent", "--session", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -51,11 +51,11 @@ class Session:
         with contextlib.suppress(ConnectionResetError):
             while self.stream.recv(65536):
                 pass
-        return self.agent.wait(10) in {0, 1}
+        return self.agent.wait(30) in {0, 1}
 
     def close(self) -> None:
         self.stream.close()
-        self.agent.wait(10)
+        self.agent.wait(30)
 
     def _exactly(self, count: int) -> bytes:
         data = b""
@@ -83,7 +83,7 @@ def test_no_more_than_a_window_is_sent_without_credit(session: Session) -> None:
     session.stream.settimeout(0.2)
     with pytest.raises(TimeoutError):
         session.frame()
-    session.stream.settimeout(10)
+    session.stream.settimeout(30)
     session.stream.sendall(frame(CREDIT, 1, struct.pack("<I", 1000)))
     assert len(session.frame_of(DATA)[2]) == 1000
 
@@ -118,7 +118,7 @@ def test_exit_comes_after_all_output_and_the_stream_is_its_readers_to_end(sessio
     session.stream.settimeout(0.2)
     with pytest.raises(TimeoutError):
         session.frame()
-    session.stream.settimeout(10)
+    session.stream.settimeout(30)
     session.stream.shutdown(socket.SHUT_WR)
     assert session.is_closed()
 

@@ -43,7 +43,7 @@ class Terminal:
 
     def expect(self, pattern: str) -> str:
         """Read until ``pattern`` shows, bounded; what was read up to it is forgotten."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while (found := re.search(pattern.encode(), self.seen)) is None:
             ready, _, _ = select.select([self.master], [], [], max(0.0, until - time.monotonic()))
             assert ready, f"{pattern!r} did not show; seen: {self.seen!r}"
@@ -53,7 +53,7 @@ class Terminal:
 
     def close(self) -> None:
         self.task.kill()
-        self.task.wait(10)
+        self.task.wait(30)
         os.close(self.master)
         os.close(self.slave)
 
@@ -72,8 +72,8 @@ def test_the_terminal_inside_has_the_size_of_the_one_outside_and_follows_it(shel
     shell.expect("24 80")
     shell.resize(50, 132)
     shell.task.send_signal(signal.SIGWINCH)
-    shell.type("sleep 0.1; stty size\n")
-    shell.expect("50 132")
+    shell.type("until stty size | grep '^50 132$'; do sleep 0.1; done\n")
+    shell.expect("50 132\r\n")
 
 
 def test_a_shell_hears_of_a_new_size_also_while_its_command_has_the_terminal(node: RelayNode) -> None:
@@ -87,9 +87,9 @@ def test_a_shell_hears_of_a_new_size_also_while_its_command_has_the_terminal(nod
 
 
 def test_control_c_interrupts_the_command_and_not_the_task(shell: Terminal) -> None:
-    shell.type("sleep 60\n")
-    shell.expect("sleep 60\r\n")
-    time.sleep(0.1)  # the shell forks in here; a ^C before it is its own and leaves the sleep to come
+    # The command itself says that it has begun: a ^C before it is the shell's own and leaves the command to come.
+    shell.type("sh -c 'echo begun; exec sleep 60'\n")
+    shell.expect("begun\r\n")
     shell.type("\x03")
     shell.expect(r"\$ ")
     shell.type("echo rc=$?\n")
@@ -103,25 +103,25 @@ def test_control_d_ends_a_reader_and_at_the_prompt_the_shell(shell: Terminal) ->
     shell.type("\x04")
     shell.expect(r"\$ ")
     shell.type("\x04")
-    assert shell.task.wait(10) == 0
+    assert shell.task.wait(30) == 0
 
 
 def test_a_shell_ends_its_task_with_its_own_status(shell: Terminal) -> None:
     shell.type("exit 9\n")
-    assert shell.task.wait(10) == 9
+    assert shell.task.wait(30) == 9
 
 
 def test_the_terminal_outside_is_as_before_when_the_task_has_ended(shell: Terminal) -> None:
     assert termios.tcgetattr(shell.slave) != shell.before
     shell.type("exit\n")
-    shell.task.wait(10)
+    shell.task.wait(30)
     assert termios.tcgetattr(shell.slave) == shell.before
 
 
 def test_all_of_a_long_last_output_shows(node: RelayNode) -> None:
     terminal = Terminal(node, "seq", "20000")
     terminal.expect("\n20000\r\n")
-    assert terminal.task.wait(10) == 0
+    assert terminal.task.wait(30) == 0
     terminal.close()
 
 

@@ -50,7 +50,7 @@ def test_the_jobs_directories_wait_for_slurmstepds_lock(job: Path) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     removing = threading.Thread(target=cgroups.remove, args=((str(job),), "carrel"))
     removing.start()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while (job / "carrel").exists():
         assert time.monotonic() < deadline
     until = time.monotonic() + 0.1

@@ -1,6 +1,7 @@
 """A node whose sampler is the test: it writes rows of jobs, and tells the spool of them as the sampler does."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -111,6 +112,13 @@ def kafka_jars() -> Path:
         if shutil.which(program) is None:
             pytest.skip(f"no real Kafka: {program} is not installed ({package})")
     target = CHECKOUT / "build" / "kafka-jars"
+    with target.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may fetch it too, and would remove what is in use here
+        _fetch_jars(target)
+    return target
+
+
+def _fetch_jars(target: Path) -> None:
     if not _as_pinned(target):
         draft = target.with_name(f".kafka-jars.{os.getpid()}")
         try:
@@ -120,7 +128,6 @@ def kafka_jars() -> Path:
         assert _as_pinned(draft), f"{draft}: other files than {PINS}/jars.sha256 says"
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-    return target
 
 
 def _as_pinned(directory: Path) -> bool:

@@ -1,11 +1,12 @@
 """A slurmd with the slurm.conf of a guest joins a real cluster, and its controller survives it."""
 
+import re
 import signal
-import socket
 import subprocess  # slurmd is a child of its own here, as it would be in a guest
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from carrel.core.guestconf import DEFAULT_TEMPLATE, ClusterFacts, NodeShape, dynamic_conf, node_line, slurm_conf
@@ -16,15 +17,8 @@ from carrel.testing.sandbox import MakeSandbox
 pytestmark = [pytest.mark.slurm, pytest.mark.root]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 # Four CPUs are what NodeName=DEFAULT of the sandbox multiplies out to, and these have three.
-FIXED = NodeShape(name="vm1", cpus=3, memory_mib=500, address="127.0.0.1", port=free_port())
+FIXED = NodeShape(name="vm1", cpus=3, memory_mib=500, address="127.0.0.1")
 DYNAMIC = NodeShape(name="vm9", cpus=3, memory_mib=500, features=("carrel",))
 
 
@@ -33,10 +27,16 @@ def cluster(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     box: Sandbox = sandbox_factory(guests=False, nodes=1)
     # A sandbox waits for all its nodes, and this one is to come later.
     with box.layout.slurm_conf.open("a") as conf:
-        conf.write(f"{node_line(FIXED)}\nPartitionName=guests Nodes=vm1 MaxTime=INFINITE State=UP\n")
+        conf.write(f"{node_line(fixed(box))}\nPartitionName=guests Nodes=vm1 MaxTime=INFINITE State=UP\n")
     box.restart("slurmctld")
     yield box
     box.down()
+
+
+def fixed(cluster: Sandbox) -> NodeShape:
+    """Return the first with a port of the sandbox's own block, which nobody else takes."""
+    (port,) = re.findall(r"^SlurmctldPort=(\d+)$", cluster.layout.slurm_conf.read_text(), re.MULTILINE)
+    return msgspec.structs.replace(FIXED, port=int(port) + 32)
 
 
 def guest_conf(cluster: Sandbox, node: NodeShape, where: Path, *, dynamic: bool) -> Path:
@@ -95,7 +95,7 @@ def test_a_guest_with_the_built_in_file_joins_and_runs_a_task(
     cluster: Sandbox, slurmd: Starter, tmp_path: Path
 ) -> None:
     controller = cluster.pid("slurmctld")
-    slurmd.start(FIXED, tmp_path)
+    slurmd.start(fixed(cluster), tmp_path)
     wait_for(lambda: state(cluster, "vm1") == "idle", "vm1 is idle")
     done = cluster.run(["srun", "-p", "guests", "-c3", "--mem=100", "printenv", "SLURMD_NODENAME"])
     assert done.stdout == "vm1\n", done.stderr

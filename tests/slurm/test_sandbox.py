@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ CARREL = [sys.executable, "-m", "carrel.cli.main"]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
 
-def eventually(fact: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
+def eventually(fact: Callable[[], bool], *, timeout_s: float = 60.0) -> bool:
     """Wait for a fact, bounded."""
     deadline = time.monotonic() + timeout_s
     while not fact():
@@ -40,19 +41,19 @@ def leftovers(root: Path) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid() and descendants.alive(int(entry.name)):
             try:
-                belongs = str(root).encode() in (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                command = (entry / "cmdline").read_bytes()
+                belongs = str(root).encode() in (entry / "environ").read_bytes() + command
             except OSError:
                 continue
             if belongs:
-                found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()!r}")
+                found.append(f"{entry.name}: {command!r}")
     return found
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
     """A directory name that nobody uses; whatever a test leaves there fails it."""
-    path = Path(f"/tmp/carrel-t{os.getpid()}")
-    assert not path.exists()
+    path = Path(f"/tmp/carrel-t{secrets.token_hex(3)}")  # no number of a process: those come back
     yield path
     assert leftovers(path) == []
 

@@ -210,7 +210,7 @@ def test_a_guest_with_cloud_init_is_told_who_it_is_and_vcenter_customises_nothin
     asked: Callable[..., Any], lossy: LossyVcenter
 ) -> None:
     with pytest.raises(NoAddressError):  # it boots nothing, so nobody takes the address
-        asked("cloud", boot_timeout_s=2.0)
+        asked("cloud", boot_timeout_s=5.0)
     found = extra(request(lossy, "CloneVM_Task"), "spec.config.extraConfig")
     assert found["guestinfo.metadata.encoding"] == "gzip+base64"
     told = json.loads(gzip.decompress(base64.b64decode(found["guestinfo.metadata"])))

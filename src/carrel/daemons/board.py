@@ -16,6 +16,8 @@ EVENTS_PER_JOB_MAX = 200
 JOBS_MAX = 2000
 CONSOLES_MAX = 1000
 CONSOLE_BYTES_MAX = 16 * 1024
+LATE_MAX_S = 60.0
+"""No report is under way for longer; one that seems older still was sent after the node's clock was set back."""
 
 EVERYBODY = -2
 """The caller sees everything: root, or the user that the daemon runs as."""
@@ -59,7 +61,7 @@ class Board:
         node = report.facts.node
         self._add_events(self._owned(event, report.guests) for event in report.events)
         before = self.nodes.get(node)
-        if before is not None and before.report.sent_s > report.sent_s:
+        if before is not None and 0 < before.report.sent_s - report.sent_s < LATE_MAX_S:
             return False
         self.nodes[node] = Heard(report, now_s)
         for guest, text in report.consoles.items():

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -77,7 +76,8 @@ class Feeding:
                 try:
                     await asyncio.wait_for(child.wait(), STOP_TIMEOUT_S)
                 except TimeoutError:
-                    child.send_signal(signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it ended just now
+                        child.kill()
                     await child.wait()
 
     async def _listen(self, child: asyncio.subprocess.Process) -> None:

@@ -95,7 +95,7 @@ def remove_tree(path: Path) -> None:
         for name in names:
             below = Path(parent, name)
             if not below.is_symlink():
-                with contextlib.suppress(PermissionError):
+                with contextlib.suppress(PermissionError, FileNotFoundError):  # another process removes it too
                     below.chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
 

@@ -43,9 +43,10 @@ class GuestsOutside:
             return
         opened: list[int] = []
         with contextlib.suppress(OSError):  # it ends just now
-            threads = sorted((self._proc / str(pid) / "task").iterdir())
-            cpus = [thread for thread in threads if (thread / "comm").read_bytes().startswith(b"CPU ")]
-            opened.extend(os.open(thread / "schedstat", os.O_RDONLY | os.O_CLOEXEC) for thread in cpus)
+            for thread in sorted((self._proc / str(pid) / "task").iterdir()):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # QEMU's workers come and go
+                    if (thread / "comm").read_bytes().startswith(b"CPU "):
+                        opened.append(os.open(thread / "schedstat", os.O_RDONLY | os.O_CLOEXEC))
         if opened:
             self._cpus[pid] = opened
 

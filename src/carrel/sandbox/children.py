@@ -16,8 +16,10 @@ from carrel.sandbox import descendants
 from carrel.sandbox.spec import Daemon
 
 POLL_S = 0.01
-KILL_ROUNDS = 50
+KILL_TIMEOUT_S = 60.0
+KILL_ROUNDS = 500
 KILL_ROUND_S = 0.02
+"""On a busy machine a killed guest takes seconds until it has given its memory back."""
 _TAIL_LINES = 6
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -100,7 +102,7 @@ class Children:
             raise NotFoundError(f"{name} does not run: {self._ended.get(name, 'never started')}")
         os.kill(child.pid, number)
         if number in {signal.SIGKILL, signal.SIGTERM}:
-            self._wait_gone({name}, timeout_s=10.0)
+            self._wait_gone({name}, timeout_s=KILL_TIMEOUT_S)
 
     def terminate(self, names: Sequence[str], *, timeout_s: float) -> None:
         """End daemons as gently as they let us: SIGTERM, and SIGKILL for those that do not end in time."""

@@ -6,6 +6,8 @@
         done = box.run(["srun", "-N3", "hostname"])
 """
 
+import contextlib
+import glob
 import os
 import pwd
 import secrets
@@ -27,7 +29,8 @@ from carrel.sandbox.layout import Layout
 from carrel.sandbox.spec import Ask, Facts, Spec, Tell
 from carrel.sandbox.sweep import sweep
 
-_ASK_TIMEOUT_S = 60.0
+_ASK_TIMEOUT_S = 90.0
+"""Longer than the harness waits for a daemon, or its sentence would not be heard."""
 STOP_TIMEOUT_S = 90.0
 
 
@@ -279,10 +282,12 @@ class Sandbox(Remote):
     def keep_logs(self, where: Path) -> None:
         """Copy the logs, to read them after the sandbox is gone."""
         for pattern in ("log/*", "nodes/*/guests/*/console.log", "nodes/*/guests/*/guard.log", "etc/*.conf"):
-            for path in self.dir.glob(pattern):
-                target = where / path.relative_to(self.dir)
+            # Path.glob fails where a directory goes while it is looked through: that of a guest.
+            for found in glob.glob(pattern, root_dir=self.dir):  # noqa: PTH207  # see above
+                target = where / found
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(self.dir / found, target)
 
     def _await_ready(self, harness: "subprocess.Popen[bytes]") -> Facts:
         assert harness.stdin is not None  # noqa: S101  # both are pipes

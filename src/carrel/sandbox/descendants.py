@@ -1,6 +1,8 @@
 """Whose child is whose, read from /proc: the exact list of what a sandbox must end, never a name or a pattern."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _STATE, _PARENT = 0, 1
@@ -60,11 +62,17 @@ def with_open_file(command: str, below: Path) -> set[int]:
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and (entry / "comm").read_text().strip() == command:
-                opened = [str(link.readlink()) for link in (entry / "fd").iterdir()]
-                found |= {int(entry.name)} if any(path.startswith(f"{below}/") for path in opened) else set()
+                found |= {int(entry.name)} if any(path.startswith(f"{below}/") for path in _opened(entry)) else set()
         except OSError:
             continue
     return {pid for pid in found if alive(pid)}
+
+
+def _opened(entry: Path) -> Iterator[str]:
+    """Yield what a process has open; what it closes meanwhile hides nothing else."""
+    for link in (entry / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield str(link.readlink())
 
 
 def _stat(entry: Path) -> int | None:

@@ -23,7 +23,7 @@ from carrel.sandbox.sweep import HARNESS_VARIABLE
 
 _STOP_TIMEOUT_S = 2.0
 """Whoever does not end in this time is killed: nothing that it could still save outlives the directory."""
-_READY_TIMEOUT_S = 20.0
+_READY_TIMEOUT_S = 60.0
 _READ_BYTES = 65536
 
 

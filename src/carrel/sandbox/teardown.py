@@ -11,7 +11,7 @@ from carrel.errors import CarrelError
 from carrel.process import CommandError, run
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_CGROUP_TIMEOUT_S = 1.0
+_CGROUP_TIMEOUT_S = 10.0
 _CGROUP_POLL_S = 0.02
 
 

@@ -4,9 +4,11 @@ What a run should cost is computed here from what sacct prints, with none of the
 """
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 from carrel import config
@@ -66,6 +68,11 @@ class Banked:
         words = ["sbatch", "--parsable", "--chdir=/tmp", "--output=/dev/null", *options]
         done = self.box.run(words, user=user)
         return done.returncode, f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()
+
+    def gate(self) -> tuple[str, Path]:
+        """Return a script that runs until a file is there, and that file: it ends when its test says so."""
+        go = self.box.dir / f"go.{secrets.token_hex(4)}"
+        return f"until [ -e {go} ]; do sleep 0.2; done", go
 
     def scontrol(self, *words: str, user: str | None = None) -> tuple[int, str]:
         done = self.box.run(["scontrol", *words], user=user)

@@ -17,8 +17,8 @@ from carrel.model.guest import Guest
 from carrel.model.job import JobKey
 from carrel.model.report import Event, NodeFacts, NodeReport
 
-START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 
 
 def wait_for(fact: Callable[[], bool], what: str, *, timeout_s: float = START_TIMEOUT_S) -> None:

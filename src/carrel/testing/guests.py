@@ -23,6 +23,8 @@ from carrel.testing.sandbox import User
 IMAGE = "debian12"
 POLL_S = 0.1
 
+_NOT_ENDED = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"}
+
 # A cold boot takes seconds on an idle machine; this bounds a hang, and is no promise of speed.
 GUEST_TIMEOUT_S = 180.0
 
@@ -76,7 +78,7 @@ def allocation(box: Sandbox, *options: str, user: str | None = None) -> Iterator
                 yield job_id
             finally:
                 box.run(["scancel", str(job_id)])
-                wait_for(lambda: job_state(box, job_id) not in {"PENDING", "RUNNING", "COMPLETING"})
+                wait_for(lambda: job_state(box, job_id) not in _NOT_ENDED)
         finally:
             salloc.kill()
 
@@ -119,7 +121,7 @@ def await_end(box: Sandbox, job_id: int, timeout_s: float = GUEST_TIMEOUT_S) -> 
         done = box.run(["squeue", "--noheader", "--states=all", "--array", "--format=%T", f"--jobs={job_id}"])
         seen.clear()
         seen.update(done.stdout.split())
-        return bool(seen) and not seen & {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"}
+        return bool(seen) and not seen & _NOT_ENDED
 
     wait_for(ended, timeout_s)
     return min(seen)

@@ -67,25 +67,32 @@ def guest_of(box: Sandbox, job_id: int) -> Path:
     Raises:
         AssertionError: it has none, or several.
     """
-    found = list(box.dir.glob(f"nodes/*/guests/{job_id}.*"))
+    found = _guests(box, job_id)
     assert len(found) == 1, f"guests of job {job_id}: {[path.name for path in found]}"
     return found[0]
 
 
 def pid_of(box: Sandbox, job_id: int, name: str) -> Pid | None:
     """Return a process of a job's only guest: ``qemu``, ``guard``, ``enter`` or ``stepd``; None: not (yet) there."""
-    guests = list(box.dir.glob(f"nodes/*/guests/{job_id}.*"))
+    guests = _guests(box, job_id)
     if len(guests) != 1:
         return None
     if name in {"qemu", "guard"}:
         return _written(guests[0] / "pids", name)
     node = guests[0].name.split(".")[3:4]  # a guest that is a node has a directory of its own
     home = box.layout.node(node[0]) if (guests[0].name.count(".") == 3 and node) else guests[0].parent.parent
-    inside = home / "inside" / guests[0].name
-    tasks = [int(path.name) for path in inside.glob("*")]
+    try:
+        tasks = [int(name) for name in os.listdir(home / "inside" / guests[0].name)]  # noqa: PTH208  # of names alone
+    except FileNotFoundError:  # nobody is inside yet, or the guest goes just now
+        return None
     if not tasks:
         return None
     return _pid(tasks[0]) if name == "enter" else _stepd_of(tasks[0])
+
+
+def _guests(box: Sandbox, job_id: int) -> list[Path]:
+    # Path.glob fails where a directory goes while it is looked through: that of a node which is a guest.
+    return [box.dir / found for found in glob.glob(f"nodes/*/guests/{job_id}.*", root_dir=box.dir)]  # noqa: PTH207  # see above
 
 
 def _written(path: Path, name: str) -> Pid | None:
@@ -117,6 +124,8 @@ def _stepd_of(task: int) -> Pid | None:
 
 _OF_DAEMONS = ("slurmscriptd", "-m carrel.daemons.sinks")
 """Second processes of daemons: of slurmctld, and of a carreld that has sinks."""
+_ASKS = {"squeue", "scontrol", "sinfo", "sacct", "sacctmgr"}
+"""What daemons ask Slurm with, again and again: on a busy machine there is one at each look, and never the same."""
 
 
 def _processes(box: Sandbox) -> Iterator[str]:
@@ -125,7 +134,10 @@ def _processes(box: Sandbox) -> Iterator[str]:
     for pid in descendants.living(facts.pid) - known:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            name, _, fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
         except OSError:
+            continue
+        if name.partition("(")[2] in _ASKS and int(fields.split()[1]) in known:
             continue
         if words and not any(part in words for part in _OF_DAEMONS):
             yield f"process {pid}: {words[:120]}"

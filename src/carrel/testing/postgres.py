@@ -20,8 +20,8 @@ import pytest
 from carrel.process import run
 
 _USER = "postgres"
-_START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.05
 _DIED_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _numbers = count(1)

@@ -5,6 +5,7 @@ When a test fails, the logs of the sandboxes that live then stand in its report.
 """
 
 import fcntl
+import glob
 import os
 import pwd
 import shutil
@@ -99,7 +100,8 @@ def user() -> Iterator[User]:
         except BlockingIOError:
             return  # another session still uses it
         if _USER_MARK in who.pw_gecos:
-            run(["userdel", "--remove", _USER])
+            # Also where a job of a failed test still runs as this user: it ends with its sandbox, which may end later.
+            run(["userdel", "--force", "--remove", _USER])
             run(["groupdel", _GROUP])
 
 
@@ -122,9 +124,10 @@ def logs_of_living_sandboxes() -> Iterator[tuple[str, str]]:
     """Yield a heading and the end of each log that is not empty."""
     for box in _living:
         for pattern in _LOGS:
-            for path in sorted(box.dir.glob(pattern)):
-                if text := _tail(path):
-                    yield f"sandbox {path.relative_to(box.dir)}", text
+            # Path.glob fails where a directory goes while it is looked through, and would take the report with it.
+            for found in sorted(glob.glob(pattern, root_dir=box.dir)):  # noqa: PTH207  # see above
+                if text := _tail(box.dir / found):
+                    yield f"sandbox {found}", text
 
 
 def _end(box: Sandbox) -> None:

@@ -174,10 +174,12 @@ def connect(port: int, certificates: Certificates) -> Any:
 
 def set_address(instance: Any, path: str, address: str) -> None:
     """Say what VMware's tools in a guest would say; vcsim takes it from this key."""
-    from pyVmomi import vim  # noqa: PLC0415  # an extra
+    from pyVmomi import vim, vmodl  # noqa: PLC0415  # an extra
 
     told = vim.option.OptionValue(key="SET.guest.ipAddress", value=address)
     machine = instance.content.searchIndex.FindByInventoryPath(path)
+    if machine is None:  # it was destroyed since somebody saw it
+        raise vmodl.fault.ManagedObjectNotFound(msg=path)
     done(machine.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[told])))
 
 

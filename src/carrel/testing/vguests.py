@@ -9,6 +9,7 @@ switch the machine off ends it with all of its steps and tasks, as power does.
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess  # slurmd outlives the call, as it would in a guest
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from carrel.process import children
 from carrel.testing import vcsim as at
 from carrel.testing.vcsim import Certificates, Vcsim
 
@@ -165,7 +167,10 @@ class GuestSystems:
 
     def _lose_power(self, name: str) -> None:
         child = self._running.pop(name)
-        child.kill()
+        # All of a PID namespace ends with its first process, which is gone only after them: then its port is free.
+        for pid in children(child.pid) or [child.pid]:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
         child.wait()
 
 

@@ -74,7 +74,7 @@ async def wake(
     ready = msgspec.structs.replace(
         record,
         kernel=kernel,
-        ready_s=time.time(),
+        ready_s=record.started_s + sum(seconds for _, seconds in phases),  # phases are all that a start consists of
         phases=tuple((phase, round(seconds, 4)) for phase, seconds in phases),
     )
     directory.write(ready)
