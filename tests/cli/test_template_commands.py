@@ -26,6 +26,7 @@ def conditions(**changes: Any) -> Conditions:
         cpus=2,
         memory_bytes=512 * MIB,
         growth_bytes=2**34,
+        ports=20,
         machine="pc-q35-7.2",
         cpu="max",
         accelerator="tcg",

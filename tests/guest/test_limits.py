@@ -1,9 +1,12 @@
 """A guest has what its job has, and no more: CPUs, memory, and an end with the job whatever else is dead."""
 
 import json
+import os
 import re
+import secrets
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,16 @@ import pytest
 
 from carrel import config
 from carrel.sandbox.cluster import Sandbox
-from carrel.testing.guests import IMAGE, allocation, await_end, job_state, submit, wait_for
+from carrel.testing.guests import (
+    IMAGE,
+    Outcome,
+    allocation,
+    await_end,
+    job_state,
+    outcome,
+    submit,
+    wait_for,
+)
 from carrel.testing.leaks import guest_of, nothing_left, pid_of
 from carrel.testing.sandbox import User
 
@@ -37,6 +49,17 @@ def box(request: pytest.FixtureRequest, sandbox_factory: MakeSandbox) -> Iterato
 def confined(sandbox_factory: MakeSandbox) -> Iterator[Sandbox]:
     """Where Slurm limits a job's memory, and QEMU is given next to none of it."""
     made = sandbox_factory(nodes=1, proctrack="cgroup", carrel_conf="[guests]\nmemory_reserve_bytes = 1048576\n")
+    yield made
+    made.down()
+
+
+@pytest.fixture(scope="module")
+def narrow(sandbox_factory: MakeSandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Where a guest has two ways in: a device of four ports keeps two for itself, and nobody samples."""
+    conf = '[drivers.qemu]\nports_max = 4\n[metrics]\nenabled = false\n[guests]\nclone = "linked"\n'
+    # A node removes the templates of guests with other ports.
+    conf += f'[guests.templates]\ndir = "{tmp_path_factory.mktemp("templates")}"\n'
+    made = sandbox_factory(nodes=1, carrel_conf=conf)
     yield made
     made.down()
 
@@ -140,3 +163,40 @@ def test_qemu_dies_with_its_job_also_when_carreld_is_dead(box: Sandbox, user: Us
     await_end(box, job_id)
     assert re.fullmatch(r"(idle|mixed)", box.run(["sinfo", "-hN", "-o", "%T"]).stdout.strip())
     nothing_left(box)
+
+
+NO_WAY_IN = (
+    "carrel: the guest takes no further task: all 2 ways in are taken; start fewer at once, or ask for more memory "
+    "(--mem), see: drivers.qemu.ports_max"
+)
+STAYS = 'touch "$0/in.$SLURM_STEP_ID"; for i in $(seq 900); do [ -e "$0/out" ] && exit; sleep 0.1; done; exit 9'
+
+
+def test_more_tasks_and_calls_than_a_guest_has_ways_in_are_told_so_and_harm_nobody(narrow: Sandbox, user: User) -> None:
+    place = user.home / f"narrow-{secrets.token_hex(4)}"
+    place.mkdir()
+    os.chown(place, user.uid, user.gid)
+    with allocation(narrow, f"--guest={IMAGE}", user=user.name) as job_id, ThreadPoolExecutor() as threads:
+
+        def step(*words: str | Path) -> Outcome:
+            return outcome(narrow, ["srun", f"--jobid={job_id}", "--overlap", *words], user=user.name, cwd=place)
+
+        def stay(number: int) -> Future[Outcome]:
+            stays = threads.submit(step, "sh", "-c", STAYS, place)
+            wait_for(lambda: len(list(place.glob("in.*"))) == number or stays.done())
+            return stays
+
+        try:
+            first = stay(1)
+            alone = step("true")
+            # The task is the second inside; what it asks of Slurm would be the third.
+            calls = step("sh", "-c", "squeue; echo $?")
+            second = stay(2)
+            refused = step("true")
+        finally:
+            (place / "out").touch()
+        assert (alone.status, alone.stderr) == (0, "")
+        assert calls == Outcome(0, "1\n", f"squeue: error: {NO_WAY_IN}\n")
+        assert refused == Outcome(1, "", f"{NO_WAY_IN}\nsrun: error: c1: task 0: Exited with exit code 1\n")
+        assert [first.result().status, second.result().status] == [0, 0]
+        assert step("sh", "-c", "squeue --noheader --format=%A").stdout == f"{job_id}\n"

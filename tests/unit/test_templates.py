@@ -24,6 +24,7 @@ CONDITIONS = Conditions(
     cpus=1,
     memory_bytes=4 * MIB,
     growth_bytes=MIB,
+    ports=20,
     machine="pc-q35-7.2",
     cpu="max",
     accelerator="tcg",
@@ -80,7 +81,7 @@ def test_a_template_is_found_under_its_conditions_and_no_others(tmp_path: Path) 
     changes: list[dict[str, object]] = [
         {name: f"another {name}"} for name in ("image", "kernel", "machine", "cpu", "qemu", "command", "host")
     ]
-    changes += [{"cpus": 2}, {"memory_bytes": 8 * MIB}, {"growth_bytes": 0}, {"accelerator": "kvm"}]
+    changes += [{"cpus": 2}, {"memory_bytes": 8 * MIB}, {"growth_bytes": 0}, {"ports": 21}, {"accelerator": "kvm"}]
     assert {name for change in changes for name in change} == set(Conditions.__struct_fields__)
     assert [change for change in changes if store.find(other(**change))] == []
 

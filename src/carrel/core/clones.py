@@ -1,4 +1,4 @@
-"""Which kind of clone a guest becomes, and of how much memory the template is that it comes from."""
+"""Which kind of clone a guest becomes, of how much memory the template is that it comes from, and with what ways in."""
 
 from typing import Literal
 
@@ -10,6 +10,13 @@ from carrel.model.guest import Clone, CloneWish
 _MIB = 2**20
 _STEP_BYTES = 4 * _MIB
 """What a guest's kernel can be given at least: the largest block of its page allocator."""
+
+_PORT_BYTES = 8 * _MIB
+"""Memory that a guest has for each of its ports. An open one takes 4 MiB of it under QEMU 10, and 0.5 MiB under 7.2:
+where all are open, half is left. See ``docs/design/0065-ways-in-go-by-the-guests-size.md``."""
+
+_PORTS_NOT_FOR_TASKS = 2
+"""The first, which virtio keeps for a console, and carreld's own."""
 
 _GROWTH_TIMES_MAX = 8
 """How often a template's memory can be plugged into its clone. The clone's kernel keeps account of it, a 64th of it, in
@@ -94,6 +101,28 @@ def base_memory(memory_bytes: int, *, least_bytes: int, most_bytes: int) -> int:
     while size * 2 <= min(memory_bytes, most_bytes):
         size *= 2
     return size
+
+
+def ports(base_bytes: int, *, cpus: int, most: int) -> int:
+    """Return how many ports a guest's device has: one for each 8 MiB of its template, and two at least for each CPU.
+
+    Two let a task on each CPU call Slurm from inside. It goes by the template's memory also where the guest boots, so
+    that a job which has room for its tasks once has it always.
+
+    Args:
+        base_bytes: Memory of its template, see ``base_memory``.
+        cpus: CPUs of the guest.
+        most: The site's, or the device's own.
+
+    >>> [ports(mib * 2**20, cpus=1, most=511) for mib in (160, 256, 1024, 4096)], ports(2**28, cpus=64, most=511)
+    ([20, 32, 128, 511], 130)
+    """
+    return min(most, max(base_bytes // _PORT_BYTES, 2 * cpus + _PORTS_NOT_FOR_TASKS))
+
+
+def ways_in(ports: int) -> int:
+    """Return how many tasks and calls may be inside at once by this many ports."""
+    return ports - _PORTS_NOT_FOR_TASKS
 
 
 def fits(memory_bytes: int, base_bytes: int) -> bool:

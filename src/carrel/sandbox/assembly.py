@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from carrel import paths
@@ -77,7 +78,8 @@ class Assembly:
                 table.Facts(name=name, cpus=NODE_CPUS, memory_bytes=self._spec.node_memory_mb * 2**20, reports=True)
                 for name in self.place.hosts
             ]
-            table.HostTable(self.layout.hosts_table).put(hosts)
+            with closing(table.HostTable(self.layout.hosts_table)) as opened:
+                opened.put(hosts)
         if self._spec.guests or self._spec.bank:
             self._children.spawn(self._carrelctld())
         if self._spec.guests:

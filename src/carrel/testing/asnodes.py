@@ -5,7 +5,7 @@ import os
 import re
 import subprocess  # a slurmd that runs beside the test
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from carrel.hosts.table import HostTable
 from carrel.sandbox.cluster import Sandbox
@@ -46,7 +46,8 @@ def reservations(box: Sandbox) -> list[str]:
 
 def rooms(box: Sandbox) -> int:
     """Return how many guests have room on a host."""
-    return len(HostTable(box.layout.hosts_table).places())
+    with closing(HostTable(box.layout.hosts_table)) as table:
+        return len(table.places())
 
 
 def states(box: Sandbox) -> dict[str, str]:

@@ -105,14 +105,16 @@ class Clones:
             most_bytes=self._limits.base_max_bytes,
         )
         growth_bytes = _node_memory_bytes()
+        ports = decide.ports(base_bytes, cpus=cpus, most=self._settings.ports_max)
         return Conditions(
             image=image_hash,
             kernel=kernel.id,
             cpus=cpus,
             memory_bytes=base_bytes,
             growth_bytes=growth_bytes,
+            ports=ports,
             command=_command(
-                self._settings, accelerator, cpus, Memory(size_bytes=base_bytes, growth_bytes=growth_bytes)
+                self._settings, accelerator, cpus, Memory(size_bytes=base_bytes, growth_bytes=growth_bytes), ports
             ),
             machine=self._settings.machine,
             cpu=cpu_model(self._settings, accelerator),
@@ -219,11 +221,11 @@ def _identity(binary: str) -> str:
     return f"{binary} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
 
 
-def _command(settings: Settings, accelerator: Accelerator, cpus: int, memory: Memory) -> str:
+def _command(settings: Settings, accelerator: Accelerator, cpus: int, memory: Memory, ports: int) -> str:
     """Return the digest of a template's command line; it does not change with the numbers of its descriptors."""
     fds = Descriptors(kernel=0, initramfs=1, disk=2, base=3, ram=4, console=5, monitor=6, control=7)
     words = command_line(
-        settings=settings, accelerator=accelerator, name="", cpus=cpus, memory=memory, stage="", fds=fds
+        settings=settings, accelerator=accelerator, name="", cpus=cpus, memory=memory, ports=ports, stage="", fds=fds
     )
     return hashlib.sha256("\0".join(words).encode()).hexdigest()
 

@@ -55,6 +55,7 @@ def command_line(
     name: str,
     cpus: int,
     memory: Memory,
+    ports: int,
     stage: str,
     fds: Descriptors,
 ) -> list[str]:
@@ -68,7 +69,7 @@ def command_line(
         *_disk(fds),
         *_monitor(fds),
         *_console(fds),
-        *_channel(settings, accelerator, fds),
+        *_channel(accelerator, ports, fds),
         *_stage(stage),
     ]
 
@@ -203,11 +204,11 @@ def _console(fds: Descriptors) -> list[str]:
     ]
 
 
-def _channel(settings: Settings, accelerator: Accelerator, fds: Descriptors) -> list[str]:
+def _channel(accelerator: Accelerator, ports: int, fds: Descriptors) -> list[str]:
     # An emulated CPU is a thread like any other: to wake another one for each of its writes costs more than the write.
     eventfd = "off" if accelerator == "tcg" else "on"
     return [
-        *("-device", f"virtio-serial-pci,id=vs,max_ports={settings.ports_max},ioeventfd={eventfd}"),
+        *("-device", f"virtio-serial-pci,id=vs,max_ports={ports},ioeventfd={eventfd}"),
         *("-chardev", f"socket,id=control,fd={fds.control},server=on,wait=off"),
         *("-device", "virtserialport,bus=vs.0,nr=1,chardev=control,name=carrel.0"),
     ]

@@ -289,6 +289,7 @@ class QemuDriver:
             clone=plan.choice.clone,
             clone_why=plan.choice.why,
             memory=plan.memory,
+            ports=plan.conditions.ports,
             template=plan.template.conditions.digest if plan.template else "",
             started_s=time.time(),
         )

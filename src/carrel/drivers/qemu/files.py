@@ -39,6 +39,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     clone_why: str = ""
     memory: Memory | None = None
     """None: all that the spec says, from the start."""
+    ports: int = 0
+    """How many its device for tasks and calls has; 0 in what an earlier Carrel wrote, whose QEMU knows."""
     template: str = ""
     """Digest of the template that it goes on from; empty: it boots."""
     state: int = -1

@@ -128,6 +128,7 @@ async def _guest(
             name="carrel-template",
             cpus=conditions.cpus,
             memory=Memory(size_bytes=conditions.memory_bytes, growth_bytes=conditions.growth_bytes, shared=True),
+            ports=conditions.ports,
             stage=f"/proc/self/fd/{stage}",  # a checkout may lie in a home that only its owner may enter
             fds=fds,
         )

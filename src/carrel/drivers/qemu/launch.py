@@ -126,6 +126,7 @@ def start(
             name=spec.name,
             cpus=spec.cpus,
             memory=record.memory or Memory(size_bytes=spec.memory_bytes),
+            ports=record.ports,
             stage=str(directory.path / "stage"),
             fds=fds,
         )

@@ -2,7 +2,7 @@
 
 Ports are added one at a time and each is waited for: QEMU answers *done* also for those of a burst that the guest
 then never sees (3 of 29 were lost in one). A port is used once. What a dead task left unread can thus never reach
-the next task.
+the next task. A guest has so many and no more: who comes when all are taken is told so.
 """
 
 import asyncio
@@ -16,14 +16,25 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from carrel.core.clones import ways_in
 from carrel.errors import RefusedError, UnreachableError
 
 PORT_OPEN_TIMEOUT_S = 10.0
 PORT_TRIES = 3
+ROOM_TIMEOUT_S = 2.0
+"""How long a task waits at a guest whose ports are all taken. A task's port goes a moment after the task, and the next
+step of a job may be quicker than that."""
 COLLECT_TRIES = 20
 COLLECT_PERIOD_S = 0.1
 GROW_TIMEOUT_S = 30.0
 LOOK_PERIOD_S = 0.003
+
+_FULL = ("Maximum port limit", "Out-of-range port id")
+"""What QEMU says when all ports are taken: the second where their number is no multiple of 32."""
+
+
+class _FullError(RefusedError):
+    """All ports are taken."""
 
 
 class Monitor:
@@ -34,6 +45,7 @@ class Monitor:
         self._client = client
         self._lock = asyncio.Lock()
         self._open: dict[str, asyncio.Event] = {}
+        self._freed = asyncio.Event()
         # Of this connection alone: the ports of an earlier one, of a carreld of the same pid too, may have tasks.
         self._idents = (f"port{number}-{secrets.token_hex(4)}" for number in itertools.count())
         self._listener = EventListener(names=("VSERPORT_CHANGE",))
@@ -74,8 +86,21 @@ class Monitor:
         """Add a port called ``name`` and return the host's end of it, once the agent has opened the other.
 
         Raises:
-            RefusedError: the guest does not open it, or has no room for more.
+            RefusedError: the guest does not open it, or all that it can have are taken.
         """
+        deadline_s = time.monotonic() + ROOM_TIMEOUT_S
+        while True:
+            freed = self._freed  # the one of now: what goes while we are told that all are taken counts
+            try:
+                return await self._add_port(name)
+            except _FullError as error:
+                try:
+                    async with asyncio.timeout(deadline_s - time.monotonic()):
+                        await freed.wait()
+                except TimeoutError:
+                    raise RefusedError(await self._full_sentence()) from error
+
+    async def _add_port(self, name: str) -> int:
         async with self._lock:
             for _ in range(PORT_TRIES):
                 ident = next(self._idents)
@@ -90,11 +115,19 @@ class Monitor:
                     self._keep(self._collect(ident))
                 except (QMPError, OSError) as error:
                     self._keep(self._collect(ident))
-                    raise RefusedError(f"the guest takes no further task: {error}") from error
+                    kind = _FullError if any(words in str(error) for words in _FULL) else RefusedError
+                    raise kind(f"the guest takes no further task: {error}") from error
                 finally:
                     ours.close()
                     theirs.close()
         raise RefusedError("the guest does not answer; see: carrel guest console")
+
+    async def _full_sentence(self) -> str:
+        ports: int = await self._execute("qom-get", path="/machine/peripheral/vs", property="max_ports")
+        return (
+            f"the guest takes no further task: all {ways_in(ports)} ways in are taken; start fewer at once, or ask for "
+            "more memory (--mem), see: drivers.qemu.ports_max"
+        )
 
     async def stop(self) -> None:
         await self._execute("stop")
@@ -217,17 +250,25 @@ class Monitor:
     async def _collect(self, ident: str) -> None:
         """Remove a port whose task has ended. QEMU calls a back end *busy* for some 40 ms after its device went."""
         self._open.pop(ident, None)
-        for command, argument in (("device_del", "id"), ("chardev-remove", "id")):
-            for _ in range(COLLECT_TRIES):
-                try:
-                    await self._client.execute(command, {argument: ident})
+        if await self._remove("device_del", ident):
+            self._freed.set()
+            self._freed = asyncio.Event()
+        await self._remove("chardev-remove", ident)
+
+    async def _remove(self, command: str, ident: str) -> bool:
+        """Tell whether it was there, and is gone."""
+        for _ in range(COLLECT_TRIES):
+            try:
+                await self._client.execute(command, {"id": ident})
+            except ExecuteError as error:
+                if "not found" in str(error):
                     break
-                except ExecuteError as error:
-                    if "not found" in str(error):
-                        break
-                    await asyncio.sleep(COLLECT_PERIOD_S)
-                except (QMPError, OSError):
-                    return
+                await asyncio.sleep(COLLECT_PERIOD_S)
+            except (QMPError, OSError):
+                break
+            else:
+                return True
+        return False
 
     async def _collect_all(self) -> None:
         with contextlib.suppress(QMPError, OSError, ExecuteError):

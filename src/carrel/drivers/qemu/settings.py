@@ -20,4 +20,5 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Translated code that is kept under emulation; QEMU's own default, an eighth of the node up to 1 GiB, would not
     fit beside the guest in a job's memory. Part of ``guests.memory_reserve_bytes``."""
     ports_max: int = 511
-    """Tasks that may be inside one guest at once; the device takes no more."""
+    """Most ports of a guest: one for each task inside, and each call of one to Slurm. Small guests have fewer, see
+    ``carrel.core.clones.ports``; the device takes no more than 511."""

@@ -28,6 +28,7 @@ _CHANGED = {
     "host": "this node's CPU or its microcode is another now",
     "growth_bytes": "this node's memory is another now",
     "memory_bytes": "no guest begins with so much memory now (guests.templates.base_max_bytes)",
+    "ports": "guests have another number of ports now (drivers.qemu.ports_max)",
     "command": "guests have other devices, or their kernel is told other words, now",
 }
 

@@ -59,6 +59,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     growth_bytes: int
     """How much memory can be plugged into a clone."""
+    ports: int
+    """How many its device for tasks and calls has."""
     machine: str
     cpu: str
     accelerator: Accelerator
