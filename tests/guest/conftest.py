@@ -27,7 +27,7 @@ from carrel.testing.guests import IMAGE
 MakeSandbox = Callable[..., Sandbox]
 MIB = 2**20
 
-SHAPES = ((1, 160), (1, 256), (1, 512), (2, 160), (2, 512), (4, 512))
+SHAPES = ((1, 160), (1, 256), (1, 512), (2, 160), (2, 512), (3, 160), (4, 160), (4, 512))
 """CPUs and MiB of the templates that the tests' guests come from. A new test with another shape adds it here."""
 
 TEMPLATE_TIMEOUT_S = 120.0
