@@ -16,10 +16,12 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     """Name to PostgreSQL type."""
     key: tuple[str, ...] = ()
     """What a row is found by when it changes; empty: its rows never change."""
+    fixed: tuple[str, ...] = ()
+    """What of a row never changes. SQLite writes anew the indexes of each column that an UPDATE names."""
 
     @property
     def changing(self) -> tuple[str, ...]:
-        return tuple(name for name in self.columns if name not in {*self.key, "version"})
+        return tuple(name for name in self.columns if name not in {*self.key, *self.fixed, "version"})
 
 
 _VERSION = {"version": "bigint"}
@@ -29,6 +31,7 @@ PROJECT = Table(
     name="project",
     columns={"name": "text", "parent": "text", "cap": "bigint", "committed": "bigint"} | _VERSION,
     key=("name",),
+    fixed=("parent",),
 )
 MEMBER = Table(
     name="member",
@@ -48,6 +51,7 @@ ALLOCATION = Table(
     }
     | _VERSION,
     key=("id",),
+    fixed=("name", "project"),
 )
 ACCOUNT = Table(
     name="account",
@@ -61,6 +65,7 @@ ACCOUNT = Table(
     }
     | _VERSION,
     key=("id",),
+    fixed=("allocation", "kind"),
 )
 LIEN = Table(
     name="lien",
@@ -80,11 +85,13 @@ LIEN = Table(
     | {"expires_s": "bigint", "flags": "text", "parent": "bigint"}
     | _VERSION,
     key=("id",),
+    fixed=("cluster", "token_ref", "project", "username", "parent"),
 )
 LEG = Table(
     name="leg",
     columns={"lien": "bigint", "position": "bigint", "allocation": "bigint"} | _SUMS | _VERSION,
     key=("lien", "position"),
+    fixed=("allocation",),
 )
 TXN = Table(
     name="txn",
