@@ -68,14 +68,14 @@ def test_f1_of_a_hundred_submitters_at_once_as_many_are_accepted_as_the_account_
 @BOTH
 def test_f12_what_ends_while_the_bank_is_away_is_charged_once_when_it_is_back(bank: Banked) -> None:
     bank.deposit(10**12, "row-4")
-    job_id = bank.sbatch("--array=0-149", "-n1", "-t1", "--wrap=true")
+    job_id = bank.sbatch("--array=0-299", "-n1", "-t1", "--wrap=true")
     long = bank.sbatch("-n1", "-t1", "--wrap=sleep 2")
     bank.box.kill("carrelctld")
-    wait_for(lambda: set(bank.state(job_id).split()) == {"COMPLETED"}, "all tasks have ended", timeout_s=120)
+    wait_for(lambda: set(bank.state(job_id).split()) == {"COMPLETED"}, "all tasks have ended", timeout_s=200)
     bank.wait_state(long, "COMPLETED")
     bank.box.start("carrelctld")
     bank.wait_settled()
-    assert len([lien for lien in bank.liens("settled") if lien.job_id == job_id]) == 150
+    assert len([lien for lien in bank.liens("settled") if lien.job_id == job_id]) == 300
     assert bank.wrong() == []
     assert bank.broken() == []
 

@@ -244,24 +244,6 @@ def test_a_slurmd_that_registers_late_under_a_name_at_rest_gets_no_job(box: Sand
         assert of_job(box, job_id, "%N") != name
 
 
-def test_a_burst_beyond_what_the_hosts_carry_runs_to_its_end_and_never_above_it(box: Sandbox, user: User) -> None:
-    box.kill("carrelctld")  # so that they come at once, however long it takes to submit them
-    try:
-        jobs = [submit(box, "#!/bin/sh\nsleep 1\n", *OPTIONS, user=user)[0] for _ in range(12)]
-    finally:
-        box.start("carrelctld")
-    most = 0
-
-    def ended() -> bool:
-        nonlocal most
-        living = list(box.dir.glob("nodes/h*/guests/*"))
-        most = max(most, len(living), rooms(box))
-        return {job_state(box, job_id) for job_id in jobs} == {"COMPLETED"}
-
-    wait_for(ended)
-    assert 4 < most <= 8, "two hosts of four CPUs carry eight guests of one"
-
-
 @pytest.mark.parametrize("victim", ["carrelctld", "carreld", "slurmd"])
 def test_whatever_is_killed_while_jobs_come_and_go_all_of_them_end_and_none_has_two_guests(
     box: Sandbox, user: User, victim: str
