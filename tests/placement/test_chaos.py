@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from carrel.config import Addresses, Config, GuestLogs, GuestNodes, Guests, Launches, Placement
+from carrel.errors import UnreachableError
+from carrel.model.guestnode import HostReport, Orders
 from carrel.model.host import Demand, Here
 from carrel.testing.fardriver import SILENT_S
 from carrel.testing.guestnodes import Site, Trouble
@@ -68,7 +70,7 @@ async def all_end(of: Site, jobs: list[int], troubles: asyncio.Future[None]) -> 
         if not of.slurm.ended(job):
             await of.slurm.cancel(of.slurm.jobs[job].job)
     assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
-    assert of.wrong == []
+    assert of.wrong == [], of.wrong
     await of.end()
 
 
@@ -173,6 +175,44 @@ def test_a_host_that_speaks_again_is_not_told_what_it_carried_before(tmp_path: P
         for _ in range(100):
             await asyncio.sleep(0.1)
             assert of.guests() == []
+        assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
+        await of.end()
+
+    in_virtual_time(work)
+
+
+async def _on_two_hosts(of: Site) -> tuple[int, set[str]]:
+    """Return a job that runs on guests of two hosts, and the hosts."""
+    of.begin()
+    job = of.slurm.submit(cpus=max(HOSTS.values()), nodes=2, runs_s=200)
+    assert await until(lambda: of.slurm.jobs[job].job.job.slurm_state == "RUNNING", CLEAN_S)
+    hosts = {host for host, _, _ in of.guests()}
+    assert len(hosts) == 2
+    return job, hosts
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["a new controller has not heard it yet", "carreld is away"])
+def test_a_job_that_runs_keeps_its_guests_while_one_of_its_hosts_is_not_heard(tmp_path: Path, *, killed: bool) -> None:
+    async def work() -> None:
+        of = site(tmp_path, Trouble())
+        job, hosts = await _on_two_hosts(of)
+        late, heard = max(hosts), asyncio.Event()
+        exchange = of.exchange
+
+        async def held_up(report: HostReport, digest: str) -> Orders:
+            if report.host == late and not heard.is_set():
+                raise UnreachableError("its way here is cut")
+            return await exchange(report, digest)
+
+        of.exchange = held_up  # type: ignore[method-assign]
+        if killed:
+            await of.kill_controller(away_s=1.0)
+        for _ in range(5 if killed else 40):
+            await asyncio.sleep(1.0)
+            assert {host for host, _, _ in of.guests()} == hosts
+        heard.set()
+        assert await until(lambda: of.slurm.ended(job), END_S)
+        assert of.slurm.jobs[job].past == ["COMPLETED"]
         assert await until(lambda: not of.leaks(), CLEAN_S), of.leaks()
         await of.end()
 

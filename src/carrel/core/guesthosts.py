@@ -86,7 +86,9 @@ def failed(look: Look, hosts: Mapping[str, HostReport]) -> tuple[tuple[JobKey, s
 def _orders(world: World, job: PoolJob) -> Iterator[NodeOrder]:
     if job.wish is None:
         return
-    nodes, room = world.run_nodes(job.key), list(world.run_places(job.key))
+    nodes = world.run_nodes(job.key)
+    # What runs goes on where it is, though another of its hosts is silent: whether that one is lost, Slurm finds out.
+    room = list(world.run_places(job.key) if job.job.state in {"held", "pending"} else world.newest_places(job.key))
     for node in nodes:
         host = world.host_of(job.key, node)
         place = next((place for place in room if place.host == host), None)

@@ -46,10 +46,14 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):  # dict: for 
 
     def run_places(self, run: JobKey) -> tuple[Place, ...]:
         """Return the room of the run's newest attempt; none where a host of it does not answer."""
+        found = self.newest_places(run)
+        return found if all(place.host in self.hosts for place in found) else ()
+
+    def newest_places(self, run: JobKey) -> tuple[Place, ...]:
+        """Return the room of the run's newest attempt, whether its hosts answer or not."""
         mine = self._places_by_run.get(run, [])
         newest = max((place.attempt for place in mine), default=None)
-        found = tuple(place for place in mine if place.attempt == newest)
-        return found if all(place.host in self.hosts for place in found) else ()
+        return tuple(place for place in mine if place.attempt == newest)
 
     def idle_attempts(self, run: JobKey) -> list[int]:
         """Return the attempts for which the run has room on hosts that all answered, and carry nothing of it."""

@@ -45,7 +45,7 @@ class HostOrders:
     async def exchange(self, report: HostReport, digest: str) -> Orders:
         """Take what a host says of itself and return what it shall carry, at once where that has changed since.
 
-        Until Slurm was seen, the answer to a question waits: to tell a host nothing would empty it.
+        Until Slurm was seen and all could speak, the answer waits: to tell a host nothing would empty it.
         """
         before = self._heard.get(report.host)
         heard = self._heard[report.host] = Heard(at_s=now_s(), report=report, digest=digest)
@@ -59,7 +59,9 @@ class HostOrders:
                     news.clear()
                     await news.wait()
         if report.host not in self._orders:
-            raise UnreachableError("slurm was not seen yet, so nothing is known of this host")
+            raise UnreachableError(
+                "slurm was not seen yet, or not all hosts were heard, so nothing is known of this host"
+            )
         if self._heard[report.host] is heard:  # else it has asked anew since
             self._heard[report.host] = msgspec.structs.replace(heard, at_s=now_s())
         return self._orders[report.host]

@@ -158,7 +158,8 @@ class Reconciler:
         self._hear_of_failures(look, hosts)
         world = self._world_of(look, taken, hosts)
         self._patience.see(look, decide.released(world), world.now_s)
-        self.hosts.publish(guesthosts.orders(world))
+        if world.complete:  # until then a job on two hosts may seem to have lost one, and would lose the other
+            self.hosts.publish(guesthosts.orders(world))
         self._world = world = msgspec.structs.replace(world, settled=self.hosts.settled(hosts))
         actions = decide.plan(world)
         if not world.complete:
