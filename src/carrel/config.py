@@ -27,6 +27,7 @@ _MEASURED = re.compile(r"_(s|ms|bytes|days|hours|cores|max|min|count)$")
 Percent = Meta(ge=0, le=100)
 Deadline = Meta(ge=1, le=500)
 Hours = Meta(ge=0, le=1000)
+AtLeastOnce = Annotated[int, Meta(ge=1)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -164,9 +165,9 @@ class Controller(Section, frozen=True):
 class Rate(Section, frozen=True):
     """How many guests of a kind are begun at most in each ``window_s``."""
 
-    instant: int = 200
-    linked: int = 60
-    full: int = 10
+    instant: AtLeastOnce = 200
+    linked: AtLeastOnce = 60
+    full: AtLeastOnce = 10
 
 
 class Launches(Section, frozen=True):
@@ -174,12 +175,12 @@ class Launches(Section, frozen=True):
 
     rate: Rate = Rate()
     window_s: float = 60.0
-    attempts: int = 5
+    attempts: AtLeastOnce = 5
     """After so many failures the job stays held, for a person to look at."""
     backoff_s: float = 2.0
     """Wait after the first failure; twice as long after each further one."""
     backoff_max_s: float = 300.0
-    failures: int = 3
+    failures: AtLeastOnce = 3
     """After so many in a row a host or an image rests, and then gets a single trial."""
     rest_s: float = 60.0
     """Twice as long after each trial that fails."""

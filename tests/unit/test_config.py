@@ -77,6 +77,8 @@ def test_a_file_that_the_environment_names_and_that_is_missing_is_an_error(
         ("guests = 1\n", "Expected object, got int - at $.guests"),
         ("[guests\n", "not TOML: "),
         ("[node]\nsweep_period_s = 0\n", "node.sweep_period_s = 0: must be above 0"),
+        ("[placement.launches]\nattempts = 0\n", "Expected int >= 1 - at $.placement.launches.attempts"),
+        ("[placement.launches.rate]\nfull = 0\n", "Expected int >= 1 - at $.placement.launches.rate.full"),
         ("[guests]\nboot_timeout_s = nan\n", "guests.boot_timeout_s = nan: must be above 0"),
         ("[guests.logs]\nuser_bytes_max = -1\n", "guests.logs.user_bytes_max = -1: must be 0 or more"),
     ],

@@ -351,7 +351,7 @@ def _controller(settings: Config, health: views.Health | CarrelError) -> Iterato
             "systemctl start carrelctld on its host; where that is another one: controller.listen = tcp:HOST:PORT",
         )
     else:
-        yield ok(f"carrelctld {health.version} answers at {listen}: {health.nodes} nodes have reported")
+        yield ok(f"carrelctld {health.version} answers at {listen}: nodes that have reported: {health.nodes}")
 
 
 def _cgroups(slurm: dict[str, str] | CarrelError) -> Iterator[Check]:
