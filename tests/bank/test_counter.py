@@ -32,6 +32,7 @@ from carrel.model.ledger import (
 )
 from carrel.model.report import Event
 from carrel.testing.daemons import a_report
+from carrel.testing.sandbox import let_enter
 
 BOOK = '[[version]]\nname = "v"\nvalid_from = 2020-01-01\n[version.default]\nrates = { cpu = 1 }\n'
 NODE = NodeFacts(name="c1", cpus=4, for_jobs=4, memory_mib=1000)
@@ -247,6 +248,5 @@ def test_a_stranger_is_shown_out_before_he_has_asked(bank: Bank, tmp_path: Path)
             child = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
             return (await child.communicate())[0]
 
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
+    let_enter(tmp_path)
     assert asyncio.run(said()) == b"refuse\tuid 12345 may not ask here, only slurmctld may\n"

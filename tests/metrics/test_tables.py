@@ -22,6 +22,7 @@ from carrel.sampling.blocks import Layout, Reading
 from carrel.sampling.folder import JobFolder, stem
 from carrel.sampling.prune import prune
 from carrel.sampling.segment import SegmentWriter
+from carrel.testing.sandbox import let_enter
 
 RUN = JobKey(cluster="k", job_id=7, submit_s=100)
 JOB = Job(key=RUN, state="running", user="ann", uid=os.geteuid(), gid=os.getegid(), cpus=2, name='=1+1"\n')
@@ -210,7 +211,7 @@ def test_damage_is_told_with_the_file_and_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_the_tables_are_written_as_the_user_who_may_hold_the_directory_closed(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+    let_enter(tmp_path)
     where = JobFolder.make(tmp_path / "m", RUN, user="ann", uid=4242, gid=4243)
     writer = SegmentWriter(where.create("samples.c1.seg"), name="s")
     writer.note(Note(time_us=1, what="start", text="", job=JOB))

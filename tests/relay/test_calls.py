@@ -13,6 +13,7 @@ import pytest
 
 from carrel import wire
 from carrel.testing.relay import RelayNode, Reply
+from carrel.testing.sandbox import let_enter
 
 
 class Guest:
@@ -109,7 +110,7 @@ def test_a_call_runs_in_the_callers_directory(guest: Guest) -> None:
 
 
 def test_a_task_starts_in_the_guests_directory_that_srun_handed_on(guest: Guest, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+    let_enter(tmp_path)
     done = guest.node.enter(
         "sh", "-c", "pwd; env | grep -c CARREL_GUEST_CWD", cwd=Path("/tmp"), env={"CARREL_GUEST_CWD": str(tmp_path)}
     )

@@ -249,9 +249,10 @@ def test_killing_the_controller_leaves_a_job_running_and_a_new_one_takes_it_over
         return box.run(["squeue", "-h", "-j", job, "-o", "%T"]).stdout.strip()
 
     assert eventually(lambda: state() == "RUNNING")
-    # slurmctld writes its state every few seconds; what is younger than that is forgotten by a crash.
+    # slurmctld writes its state some seconds after a change; what is younger than that is forgotten by a crash.
     saved = box.dir / "state" / "job_state"
     started_ns = time.time_ns()
+    assert box.run(["scontrol", "update", f"JobId={job}", "Comment=runs"]).returncode == 0
     assert eventually(lambda: saved.exists() and saved.stat().st_mtime_ns > started_ns)
     old = box.pid("slurmctld")
     box.kill("slurmctld")

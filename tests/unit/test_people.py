@@ -2,9 +2,6 @@
 
 import asyncio
 import os
-import stat
-import tempfile
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from carrel.daemons import people
 from carrel.errors import RefusedError
 from carrel.model.guest import Mount
 from carrel.model.task import Person
+from carrel.testing.sandbox import let_enter
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
 
@@ -27,8 +25,7 @@ def reachable(*sources: Path, asked: tuple[Path, ...] = ()) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    for above in takewhile(lambda path: path != Path(tempfile.gettempdir()), (tmp_path, *tmp_path.parents)):
-        above.chmod(above.stat().st_mode | stat.S_IXOTH)
+    let_enter(tmp_path)
     for name, mode in (("open", 0o755), ("closed", 0o700), ("listed", 0o744)):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(mode)

@@ -29,7 +29,7 @@ IN_PARTITION = """
 slurm = { log_user = function(form, ...) io.write(form:format(...)) end }
 local job = { work_dir = "/", partition = os.getenv("PARTITION"), spank_job_env_size = 1,
   spank_job_env = { [0] = "CARREL_JOB_IMAGE=debian12" } }
-assert(dofile(os.getenv("LUA")).submit(job, "guests"))
+assert(dofile(os.getenv("LUA")).submit(job, { guests = {} }))
 io.write(job.priority or "its own", " ", job.admin_comment or "")
 """
 NO_PARTITION = """

@@ -10,7 +10,9 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, Any
 
 import msgspec
@@ -165,3 +167,9 @@ def _missing(arguments: dict[str, Any]) -> str:
     if not (paths.libexec() / "spank_carrel.so").exists():
         return f"{paths.libexec()}: no spank_carrel.so; see: make native"
     return ""
+
+
+def let_enter(path: Path) -> None:
+    """Let everybody enter a test's directory, and those above it as far as they are the tests' own."""
+    for directory in takewhile(lambda above: above != Path(gettempdir()), (path, *path.parents)):
+        directory.chmod(directory.stat().st_mode | 0o111)
