@@ -9,10 +9,12 @@ meets once it runs is the same for all: to run those modules twice would double 
 
 import asyncio
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -41,6 +43,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "clone" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("clones")
         metafunc.parametrize("clone", mark.args if mark else ("instant",), scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """Give a directory that daemons and users can enter; pytest's own are closed to others."""
+    path = Path(mkdtemp(prefix="cr", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -26,15 +25,6 @@ pytestmark = [
 ]
 
 RESUME_S = 4.0
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """Give a directory that daemons and users can enter."""
-    path = Path(mkdtemp(prefix="cr", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -25,15 +24,6 @@ pytestmark = [
 ]
 
 MANY = 20
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """Give a directory that daemons and users can enter."""
-    path = Path(mkdtemp(prefix="cr", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

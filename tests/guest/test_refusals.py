@@ -1,12 +1,10 @@
 """What cannot have its guest gets one sentence and a status other than 0, and never runs on the bare node."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -72,15 +70,6 @@ class Commands:
     def resume_node(self) -> None:
         self.box.run(["scontrol", "update", "NodeName=c1", "State=resume"])
         wait_for(lambda: self.box.run(["sinfo", "--noheader", "--format=%T"]).stdout.strip() == "idle")
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """Give a directory that daemons and users can enter; pytest's own are closed to others."""
-    path = Path(mkdtemp(prefix="cr", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from carrel.core.guestconf import DEFAULT_TEMPLATE
 from carrel.hosts.table import Facts, HostTable
 from carrel.sandbox.cluster import Sandbox
 from carrel.testing import vcsim as at
-from carrel.testing.asnodes import AT_REST, states
+from carrel.testing.asnodes import not_at_rest
 from carrel.testing.guests import await_end, submit, wait_for
 from carrel.testing.leaks import nothing_left
 from carrel.testing.lossy import Hold, LoseAnswer, LossyVcenter
@@ -91,12 +91,6 @@ class Site:
     def reservations(self) -> list[str]:
         return re.findall(r"ReservationName=(\S+)", self.box.run(["scontrol", "-o", "show", "reservation"]).stdout)
 
-    def not_at_rest(self) -> dict[str, str]:
-        """Return the states of nodes that are not off and waiting for a guest."""
-        # A slurmd that slurmctld asked while it was on its way out: the word goes with the next one that registers.
-        found = {name: of.replace("+NOT_RESPONDING", "") for name, of in states(self.box).items()}
-        return {name: of for name, of in found.items() if of != AT_REST}
-
     def restart_controller(self) -> None:
         self.box.restart("carrelctld", signal.SIGKILL)
 
@@ -124,7 +118,7 @@ def site(
             made = Site(box, vcenter, systems)
             yield made
             deadline_s = time.monotonic() + WAIT_S
-            while left := made.not_at_rest():
+            while left := not_at_rest(box):
                 assert time.monotonic() < deadline_s, left
                 time.sleep(0.5)
             assert not systems.failures

@@ -1,6 +1,6 @@
 """What hosts say they carry, and what they shall carry: each asks, and is answered at once when its orders change.
 
-It is memory: after a restart each host speaks anew, and is told anew as soon as Slurm was seen.
+It is memory: after a restart each host speaks anew, and is told anew as soon as Slurm was seen and all could speak.
 """
 
 import asyncio

@@ -35,8 +35,14 @@ def names_rest(box: Sandbox) -> None:
     Raises:
         AssertionError: one still was not after a minute.
     """
+    wait_for(lambda: not not_at_rest(box), CLEAN_TIMEOUT_S)
+
+
+def not_at_rest(box: Sandbox) -> dict[str, str]:
+    """Return the states of those names of the pool that are not off and waiting for a guest."""
     # A slurmd that slurmctld asked while it was on its way out: the word goes with the next one that registers.
-    wait_for(lambda: {of.replace("+NOT_RESPONDING", "") for of in states(box).values()} == {AT_REST}, CLEAN_TIMEOUT_S)
+    found = {name: of.replace("+NOT_RESPONDING", "") for name, of in states(box).items()}
+    return {name: of for name, of in found.items() if of != AT_REST}
 
 
 def reservations(box: Sandbox) -> list[str]:
